@@ -1,0 +1,109 @@
+"""Writing files so that an interrupted run never leaves half of one under its final name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segment.errors import InputError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path in the same folder, with the same suffixes, renamed to `path` when the block succeeds.
+
+    The temporary file is flushed to disk before the rename and removed when the block fails.
+
+    Raises:
+        InputError: The folder cannot be made or the file cannot be written; names the path and the cause.
+    """
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as cause:
+        raise InputError(f"cannot write {path}: {cause.strerror or cause}; free space or choose another folder") from cause
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically. Raises InputError when it cannot."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def jsonable(value: Any) -> Any:
+    """The value with NumPy scalars and arrays, paths and tuples made plain, and NaN or infinity made None."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return jsonable(value.tolist())
+    if isinstance(value, np.generic):
+        return jsonable(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically, indented; the same value gives the same bytes. NaN and infinity become null."""
+    write_text(path, json.dumps(jsonable(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file. Raises InputError that names the file when it is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as cause:
+        raise InputError(f"cannot read {path}: {cause.strerror or cause}") from cause
+    except ValueError as cause:
+        raise InputError(f"{path} is not valid JSON: {cause}") from cause
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits; read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+MARKER = ".segment-output"  # tells our output folders from anybody else's, so that --force empties no other
+
+
+def claim_folder(folder: Path, *, force: bool = False, resume: bool = False) -> None:
+    """Makes an output folder ready: a new or empty one as it is; one of ours with `resume` (kept) or `force` (emptied).
+
+    Raises:
+        InputError: It holds files and neither was given, `force` on a folder that this package did not make,
+            it is not a folder, or it cannot be written.
+    """
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"output {folder} is a file, expected a folder; choose another path")
+        if folder.is_dir() and any(folder.iterdir()) and not resume:
+            if not force:
+                raise InputError(f"output folder {folder} already holds files; pass --resume to go on or --force to replace it")
+            if not (folder / MARKER).exists():
+                raise InputError(f"--force replaces only output folders made by segment, and {folder} is none; choose another path")
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARKER).touch()
+    except OSError as cause:
+        raise InputError(f"cannot write to output folder {folder}: {cause.strerror or cause}; choose another path") from cause

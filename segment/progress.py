@@ -1,0 +1,41 @@
+"""Progress on the terminal: a bar where a person is watching, nothing where nobody is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+CONSOLE = Console(stderr=True, highlight=False)
+
+
+class Bar:
+    """One bar. `advance` moves it; the note behind it is free text, for example the loss."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        """Moves on by `count`; a note of None leaves the note as it was."""
+        if note is None:
+            self._progress.update(self._task, advance=count)
+        else:
+            self._progress.update(self._task, advance=count, note=note)
+
+
+@contextmanager
+def progress_bar(description: str, total: int, *, done: int = 0) -> Iterator[Bar]:
+    """A bar on standard error with count, elapsed and remaining time; draws nothing unless that is a terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    with Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
+        yield Bar(progress, progress.add_task(description, total=total, completed=done, note=""))

@@ -97,7 +97,7 @@ def claim_folder(folder: Path, *, force: bool = False, resume: bool = False) -> 
     try:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"output {folder} is a file, expected a folder; choose another path")
-        if folder.is_dir() and any(folder.iterdir()) and not resume:
+        if folder.is_dir() and any(entry.name != MARKER for entry in folder.iterdir()) and not resume:
             if not force:
                 raise InputError(f"output folder {folder} already holds files; pass --resume to go on or --force to replace it")
             if not (folder / MARKER).exists():

@@ -1,0 +1,8 @@
+"""`segment check` as a script; see --help."""
+
+import sys
+
+from segment.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["check", *sys.argv[1:]]))

@@ -1,0 +1,102 @@
+"""Atomic writing, JSON without NaN, and folders that are not overwritten by accident."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segment.errors import InputError
+from segment.files import atomic_path, claim_folder, jsonable, read_json, sha256_of, write_json, write_text
+
+
+class TestAtomicPath:
+    def test_the_file_appears_whole(self, tmp_path: Path) -> None:
+        write_text(tmp_path / "new" / "a.txt", "häß")
+        assert (tmp_path / "new" / "a.txt").read_text(encoding="utf-8") == "häß"
+        assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["a.txt"]
+
+    def test_a_failed_block_leaves_the_old_file_and_no_temporary_one(self, tmp_path: Path) -> None:
+        target = tmp_path / "a.txt"
+        target.write_text("old")
+        with pytest.raises(KeyError), atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise KeyError("stopped")
+        assert target.read_text() == "old"
+        assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+    def test_a_full_disk_is_one_line_that_names_the_file(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"cannot write .*a\.txt: No space left on device"), atomic_path(tmp_path / "a.txt"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def test_the_temporary_name_keeps_the_suffixes(self, tmp_path: Path) -> None:
+        with atomic_path(tmp_path / "mask.nii.gz") as temporary:
+            assert temporary.name.endswith(".nii.gz")
+            temporary.touch()
+
+
+class TestJson:
+    def test_nan_and_infinity_become_null(self, tmp_path: Path) -> None:
+        write_json(tmp_path / "a.json", {"x": float("nan"), "y": [np.float32("inf"), np.int64(3)], 4: (Path("p"), True)})
+        assert read_json(tmp_path / "a.json") == {"x": None, "y": [None, 3], "4": ["p", True]}
+
+    def test_arrays_become_lists(self) -> None:
+        assert jsonable(np.array([[1.0, np.nan]])) == [[1.0, None]]
+
+    def test_broken_json_names_the_file(self, tmp_path: Path) -> None:
+        (tmp_path / "a.json").write_text("{")
+        with pytest.raises(InputError, match=r"a\.json is not valid JSON"):
+            read_json(tmp_path / "a.json")
+
+    def test_a_missing_file_names_the_file(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"cannot read .*a\.json: No such file"):
+            read_json(tmp_path / "a.json")
+
+
+def test_sha256_of_the_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    # FIPS 180-4 test value of the empty message.
+    assert sha256_of(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+class TestClaimFolder:
+    def test_a_new_folder_is_made(self, tmp_path: Path) -> None:
+        claim_folder(tmp_path / "a" / "b")
+        assert (tmp_path / "a" / "b").is_dir()
+
+    def test_an_existing_one_is_refused_and_kept(self, tmp_path: Path) -> None:
+        claim_folder(tmp_path / "out")
+        (tmp_path / "out" / "result").touch()
+        with pytest.raises(InputError, match="already holds files; pass --resume to go on or --force"):
+            claim_folder(tmp_path / "out")
+        assert (tmp_path / "out" / "result").exists()
+
+    def test_a_claimed_one_that_is_still_empty_can_be_claimed_again(self, tmp_path: Path) -> None:
+        claim_folder(tmp_path / "out")
+        claim_folder(tmp_path / "out")
+
+    def test_force_empties_ours_and_resume_keeps_it(self, tmp_path: Path) -> None:
+        claim_folder(tmp_path / "out")
+        (tmp_path / "out" / "result").touch()
+        claim_folder(tmp_path / "out", resume=True)
+        assert (tmp_path / "out" / "result").exists()
+        claim_folder(tmp_path / "out", force=True)
+        assert not (tmp_path / "out" / "result").exists()
+
+    def test_force_never_empties_a_folder_of_somebody_else(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").touch()
+        with pytest.raises(InputError, match="replaces only output folders made by segment"):
+            claim_folder(tmp_path, force=True)
+        assert (tmp_path / "thesis.tex").exists()
+
+    def test_a_file_in_the_way(self, tmp_path: Path) -> None:
+        (tmp_path / "out").touch()
+        with pytest.raises(InputError, match="is a file, expected a folder"):
+            claim_folder(tmp_path / "out")
+
+    def test_an_unwritable_parent(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(InputError, match="cannot write to output folder"):
+            claim_folder(tmp_path / "file" / "out")

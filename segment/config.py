@@ -1,32 +1,23 @@
 """Every option with its default and its check: YAML files and `key.sub=value` overrides become one `Config`.
 
-This is the only place where defaults stand. An unknown key is an error that names the nearest valid one.
+This is the only place where defaults stand (`config_loss.py` holds the section `loss`). An unknown key is an error that
+names the nearest valid one.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from segment.config_base import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share, explain
+from segment.config_loss import LossConfig
 from segment.errors import InputError
 from segment.files import write_text
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
-
-
-class Section(BaseModel):
-    """A group of options: unknown keys are refused and values cannot change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -40,7 +31,8 @@ class DataConfig(Section):
         default=None, description="voxel spacing of the network grid; null takes the median of the dataset"
     )
     normalization: Literal["zscore", "percentile"] = Field(
-        default="zscore", description="zscore within the non-zero mask (MR), percentile clips at 0.5 and 99.5 first (CT)"
+        default="zscore",
+        description="zscore within the non-zero mask (MR), percentile clips at 0.5 and 99.5 first (CT)",
     )
     lesion_patch_share: Share = Field(default=0.5, description="share of patches placed around a lesion")
     workers: PositiveInt = Field(default=2, description="threads that prepare cases and draw patches")
@@ -64,7 +56,9 @@ class ModelConfig(Section):
     patch_size: tuple[PositiveInt, ...] | None = Field(
         default=None, description="voxels per axis of the network grid, 2 or 3 values as `dimensions`; null is planned"
     )
-    filters: tuple[PositiveInt, ...] = Field(default=(16, 32, 64, 128), description="channels of each level, finest first")
+    filters: tuple[PositiveInt, ...] = Field(
+        default=(16, 32, 64, 128), description="channels of each level, finest first"
+    )
     strides: tuple[tuple[PositiveInt, ...], ...] | None = Field(
         default=None, description="stride into each level after the first, per axis; null is planned from the spacing"
     )
@@ -78,72 +72,13 @@ class ModelConfig(Section):
         if self.patch_size is not None and len(self.patch_size) != self.dimensions:
             raise ValueError(f"patch_size: expected {self.dimensions} values, found {len(self.patch_size)}")
         if self.strides is not None:
-            if len(self.strides) != len(self.filters) - 1:
-                raise ValueError(f"strides: expected {len(self.filters) - 1} entries, one a level after the first, found {len(self.strides)}")
+            expected = len(self.filters) - 1
+            if len(self.strides) != expected:
+                raise ValueError(
+                    f"strides: expected {expected} entries, one a level after the first, found {len(self.strides)}"
+                )
             if any(len(stride) != self.dimensions for stride in self.strides):
                 raise ValueError(f"strides: expected {self.dimensions} values in each entry, found {self.strides}")
-        return self
-
-
-class BinaryCrossentropyTerm(Section):
-    name: Literal["binary_crossentropy"]
-    weight: NonNegativeFloat = 1.0
-    positive_weight: PositiveFloat = 1.0
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    temperature: PositiveFloat = 1.0
-
-
-class DiceTerm(Section):
-    name: Literal["dice"]
-    weight: NonNegativeFloat = 1.0
-    smooth: NonNegativeFloat = 1.0
-
-
-class TverskyTerm(Section):
-    name: Literal["tversky"]
-    weight: NonNegativeFloat = 1.0
-    fp_weight: NonNegativeFloat = 0.3
-    fn_weight: NonNegativeFloat = 0.7
-    smooth: NonNegativeFloat = 1.0
-
-
-class FocalTerm(Section):
-    name: Literal["focal"]
-    weight: NonNegativeFloat = 1.0
-    gamma: NonNegativeFloat = 2.0
-    positive_weight: Share = 0.75
-
-
-class FocalTverskyTerm(Section):
-    name: Literal["focal_tversky"]
-    weight: NonNegativeFloat = 1.0
-    fp_weight: NonNegativeFloat = 0.3
-    fn_weight: NonNegativeFloat = 0.7
-    gamma: PositiveFloat = 0.75
-    smooth: NonNegativeFloat = 1.0
-
-
-LossTerm = Annotated[
-    BinaryCrossentropyTerm | DiceTerm | TverskyTerm | FocalTerm | FocalTverskyTerm, Field(discriminator="name")
-]
-
-
-class LossConfig(Section):
-    """The terms of the hybrid loss, each with its fixed weight."""
-
-    terms: Annotated[tuple[LossTerm, ...], Field(min_length=1)] = (
-        BinaryCrossentropyTerm(name="binary_crossentropy"),
-        DiceTerm(name="dice"),
-        FocalTerm(name="focal"),
-    )
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> LossConfig:
-        names = [term.name for term in self.terms]
-        if len(set(names)) < len(names):
-            raise ValueError(f"terms: expected each term once, found {names}")
-        if not any(term.weight > 0 for term in self.terms):
-            raise ValueError("terms: expected at least one weight above 0, found none")
         return self
 
 
@@ -169,11 +104,18 @@ class TrainConfig(Section):
     steps: PositiveInt = 1000
     batch_size: PositiveInt = Field(default=2, description="patches a step over all replicas")
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = "auto"
-    strategy: Literal["auto", "single", "mirrored"] = Field(default="auto", description="auto: mirrored with 2 or more GPUs")
+    strategy: Literal["auto", "single", "mirrored"] = Field(
+        default="auto", description="auto: mirrored with 2 or more GPUs"
+    )
     optimizer: OptimizerConfig = OptimizerConfig()
     loss_scale: LossScaleConfig = LossScaleConfig()
     validate_every: PositiveInt = Field(default=250, description="steps between whole-volume validations")
-    selection: Literal["lesion_f1", "iou", "dice"] = Field(default="lesion_f1", description="picks the model that is kept")
+    checkpoint_minutes: PositiveFloat = Field(
+        default=10.0, description="longest time between checkpoints; each validation writes one too"
+    )
+    selection: Literal["lesion_f1", "iou", "dice"] = Field(
+        default="lesion_f1", description="picks the model that is kept"
+    )
     log_every: PositiveInt = Field(default=10, description="steps between rows of metrics.csv")
 
 
@@ -234,11 +176,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML file, applies `key.sub=value` overrides in order, and checks everything.
 
     Raises:
-        InputError: The file is missing or is not YAML, a key is unknown (names the nearest valid one), or a value is out of range.
+        InputError: The file is missing or is not YAML, a key is unknown (the nearest valid one is named), or a value
+            is out of range.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        values = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+        values = yaml.load(text, Loader=_Loader)
     except (OSError, UnicodeDecodeError) as cause:
         raise InputError(f"cannot read configuration {path}: {getattr(cause, 'strerror', None) or cause}") from cause
     except yaml.YAMLError as cause:
@@ -258,7 +201,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not separator or not all(parts):
         raise InputError(f"override {override!r}: expected key.sub=value, for example train.steps=500")
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as cause:
         raise InputError(f"override {override!r}: the value is not valid YAML: {cause}") from cause
     target = values
@@ -274,41 +217,7 @@ def config_from(values: dict[str, Any], *, source: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as cause:
-        raise InputError(f"{source}: " + "; ".join(_explain(error) for error in cause.errors())) from cause
-
-
-def _explain(error: Any) -> str:
-    # A discriminated union puts the chosen tag into the location; it is no key of the file.
-    location = [str(part) for part in error["loc"]]
-    key = ".".join(location)
-    if error["type"] == "extra_forbidden":
-        valid = _keys_at(location[:-1])
-        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.0)
-        return f"unknown key {key!r}; did you mean {near[0]!r}?" if near else f"unknown key {key!r}"
-    if error["type"] == "value_error":
-        return f"{key}.{error['ctx']['error']}" if key else str(error["ctx"]["error"])
-    message = error["msg"][0].lower() + error["msg"][1:]
-    return f"{key}: {message}, found {error['input']!r}"
-
-
-def _keys_at(location: list[str]) -> list[str]:
-    """The valid keys of the section at a location of a validation error."""
-    section: Any = Config
-    for part in location:
-        if part in TERMS:
-            section = TERMS[part]
-        elif isinstance(section, type) and part in section.model_fields:
-            section = section.model_fields[part].annotation
-    return list(section.model_fields) if isinstance(section, type) and issubclass(section, Section) else []
-
-
-TERMS: dict[str, type[Section]] = {
-    "binary_crossentropy": BinaryCrossentropyTerm,
-    "dice": DiceTerm,
-    "tversky": TverskyTerm,
-    "focal": FocalTerm,
-    "focal_tversky": FocalTverskyTerm,
-}
+        raise InputError(f"{source}: {explain(cause, Config)}") from cause
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -15,6 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "segment"
 LAYERS = (
     ("errors",),
     ("files", "progress"),
+    ("config_base",),
+    ("config_loss",),
     ("config",),
     ("data",),
     ("evaluation",),

@@ -1,0 +1,253 @@
+"""From the dataset's fingerprint and the configuration to a plan: the network's grid, patch and layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from segment.config import Config
+from segment.data.cases import Dataset
+from segment.data.fingerprint import Fingerprint
+from segment.errors import InputError
+from segment.progress import CONSOLE
+
+PATCH_VOXELS = {2: 256**2, 3: 64**3}  # what a planned patch covers, by dimensions
+CLOSE_RATIO = 2.0  # axes whose spacing is below this many times the finest are treated as that fine (as in nnU-Net)
+SMALLEST_MAP = 4  # a feature map is not strided below this many voxels
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the network and the way to its grid depend on; stored as plan.json in the run folder.
+
+    Attributes:
+        channel_names: Input channels in order.
+        label_values: Foreground class name -> value in the label files, in the order of the output channels.
+        spacing_mm: Voxel spacing of the network grid, per canonical (RAS) axis.
+        normalization: `zscore` or `percentile`.
+        patch_size: Voxels per canonical axis, always 3 values; a 2D model has a 1 on its slice axis.
+        filters: Channels of each level, finest first.
+        strides: Stride into each level after the first, per network axis (2 or 3).
+        kernels: Kernel size of each level's convolutions, per network axis.
+        residual: Residual blocks.
+        deep_supervision: Outputs at the coarser levels too.
+        foreground_share: Share of voxels that are foreground, in [0, 1]; the source of the output bias.
+    """
+
+    channel_names: tuple[str, ...]
+    label_values: dict[str, int]
+    spacing_mm: tuple[float, float, float]
+    normalization: str
+    patch_size: tuple[int, int, int]
+    filters: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+    kernels: tuple[tuple[int, ...], ...]
+    residual: bool
+    deep_supervision: bool
+    foreground_share: float
+
+    @property
+    def dimensions(self) -> int:
+        """2 or 3."""
+        return len(self.kernels[0])
+
+    @property
+    def channels(self) -> int:
+        """Number of input channels."""
+        return len(self.channel_names)
+
+    @property
+    def classes(self) -> int:
+        """Number of foreground classes, which is the number of output channels."""
+        return len(self.label_values)
+
+    @property
+    def slice_axis(self) -> int | None:
+        """The canonical axis that a 2D model does not see along: the coarsest, the last of equals. None in 3D."""
+        return None if self.dimensions == 3 else _slice_axis(self.spacing_mm)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` reads back to an equal plan."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: Any) -> Plan:
+        """Reads what `to_json` gave.
+
+        Raises:
+            InputError: A key is missing, unknown or malformed, or the levels do not fit together; names it.
+        """
+        if not isinstance(values, dict):
+            raise InputError(f"plan: expected a mapping, found {type(values).__name__}")
+        names = [field.name for field in fields(Plan)]
+        wrong = sorted(set(names) ^ set(values))
+        if wrong:
+            what = "is missing" if wrong[0] in names else "is unknown"
+            raise InputError(
+                f"plan: key {wrong[0]!r} {what}; expected {names}; was the plan written by another version?"
+            )
+        try:
+            plan = _parse(values)
+        except (TypeError, ValueError, AttributeError) as cause:
+            raise InputError(f"plan: a value is malformed: {cause}") from cause
+        _check(plan)
+        return plan
+
+
+def _parse(values: dict[str, Any]) -> Plan:
+    sx, sy, sz = (float(value) for value in values["spacing_mm"])
+    px, py, pz = (int(value) for value in values["patch_size"])
+    return Plan(
+        channel_names=tuple(str(name) for name in values["channel_names"]),
+        label_values={str(name): int(value) for name, value in values["label_values"].items()},
+        spacing_mm=(sx, sy, sz),
+        normalization=str(values["normalization"]),
+        patch_size=(px, py, pz),
+        filters=tuple(int(count) for count in values["filters"]),
+        strides=tuple(tuple(int(step) for step in stride) for stride in values["strides"]),
+        kernels=tuple(tuple(int(size) for size in kernel) for kernel in values["kernels"]),
+        residual=bool(values["residual"]),
+        deep_supervision=bool(values["deep_supervision"]),
+        foreground_share=float(values["foreground_share"]),
+    )
+
+
+def _check(plan: Plan) -> None:
+    levels = len(plan.filters)
+    if levels < 1 or len(plan.kernels) != levels or len(plan.strides) != levels - 1:
+        raise InputError(
+            f"plan: {levels} filters need {levels} kernels and {levels - 1} strides, "
+            f"found {len(plan.kernels)} and {len(plan.strides)}"
+        )
+    lengths = {len(entry) for entry in (*plan.strides, *plan.kernels)}
+    if lengths not in ({2}, {3}):
+        raise InputError(f"plan: expected 2 or 3 values in every stride and kernel, found {sorted(lengths)}")
+    total = _total_stride(plan)
+    if any(size < 1 or size % step for size, step in zip(plan.patch_size, total, strict=True)):
+        raise InputError(f"plan: patch_size {plan.patch_size} is not a multiple of the total stride {total}")
+    if min(plan.spacing_mm) <= 0 or not plan.channel_names or not plan.label_values:
+        raise InputError("plan: expected spacing_mm above 0 and at least one channel and one label value")
+
+
+def _total_stride(plan: Plan) -> tuple[int, ...]:
+    return with_slice_axis(np.prod(np.reshape(plan.strides, (-1, plan.dimensions)), axis=0), plan.slice_axis)
+
+
+def _slice_axis(spacing_mm: Sequence[float]) -> int:
+    return max(range(3), key=lambda axis: (spacing_mm[axis], axis))
+
+
+def with_slice_axis(values: Sequence[int], slice_axis: int | None) -> tuple[int, ...]:
+    """Values per network axis as values per canonical axis: a 1 is put in at `slice_axis`, nothing when it is None."""
+    full = [int(value) for value in values]
+    if slice_axis is not None:
+        full.insert(slice_axis, 1)
+    return tuple(full)
+
+
+def make_plan(dataset: Dataset, fingerprint: Fingerprint, config: Config) -> Plan:
+    """Plans what the configuration leaves open (null) and checks that the rest fits together.
+
+    A patch size that is not a multiple of the total stride is rounded up, which is said on standard error.
+
+    Args:
+        dataset: Names the channels and the label values.
+        fingerprint: The dataset's figures.
+        config: `config.data` and `config.model` are used.
+    """
+    model = config.model
+    spacing = config.data.spacing_mm or fingerprint.spacing_mm
+    slice_axis = _slice_axis(spacing) if model.dimensions == 2 else None
+    axes = [axis for axis in range(3) if axis != slice_axis]
+    network_mm = [spacing[axis] for axis in axes]
+    extent = [fingerprint.shape[axis] * fingerprint.spacing_mm[axis] / spacing[axis] for axis in axes]
+    aim = list(model.patch_size) if model.patch_size else plan_patch(network_mm, extent)
+    strides = model.strides or plan_strides(network_mm, aim, len(model.filters))
+    total = np.prod(np.asarray(strides), axis=0)
+    if model.patch_size:
+        patch = [int(-(-size // step) * step) for size, step in zip(aim, total, strict=True)]
+    else:
+        patch = [int(max(1, round(size / step)) * step) for size, step in zip(aim, total, strict=True)]
+    if model.patch_size and tuple(patch) != tuple(model.patch_size):
+        CONSOLE.print(
+            f"model.patch_size {list(model.patch_size)} is rounded up to {patch}, "
+            f"multiples of the total stride {total.tolist()}"
+        )
+    x, y, z = with_slice_axis(patch, slice_axis)
+    return Plan(
+        channel_names=tuple(dataset.channel_names),
+        label_values=dict(dataset.label_values),
+        spacing_mm=spacing,
+        normalization=config.data.normalization,
+        patch_size=(x, y, z),
+        filters=model.filters,
+        strides=strides,
+        kernels=plan_kernels(network_mm, strides),
+        residual=model.residual,
+        deep_supervision=model.deep_supervision,
+        foreground_share=fingerprint.foreground_share,
+    )
+
+
+def plan_patch(spacing_mm: Sequence[float], shape: Sequence[float]) -> list[int]:
+    """A patch of about 64^3 (2D: 256^2) voxels, of equal edges in mm as far as the median shape allows.
+
+    Args:
+        spacing_mm: Per network axis, 2 or 3 values.
+        shape: Median shape in voxels of that spacing.
+
+    Returns:
+        Voxels per network axis, before rounding to the strides; never more than the shape, rounded up.
+    """
+    budget = PATCH_VOXELS[len(spacing_mm)]
+    steps, largest = np.asarray(spacing_mm, float), np.ceil(np.asarray(shape, float))
+    if largest.prod() <= budget:
+        return [int(count) for count in largest]
+    low, high = 0.0, float((steps * largest).max())
+    for _ in range(60):  # bisection on the edge in mm: the voxel count rises with it
+        edge = (low + high) / 2
+        if np.minimum(edge / steps, largest).prod() < budget:
+            low = edge
+        else:
+            high = edge
+    return [max(1, round(float(count))) for count in np.minimum(high / steps, largest)]
+
+
+def plan_strides(spacing_mm: Sequence[float], patch: Sequence[int], levels: int) -> tuple[tuple[int, ...], ...]:
+    """Stride 2 along each axis whose spacing is below twice the finest and whose feature map stays at 4 voxels or more.
+
+    Axes that can shrink no further do not hold the others back. Same idea as nnU-Net (Isensee et al. 2021).
+
+    Returns:
+        `levels - 1` strides, each with one value per network axis.
+    """
+    spacing, size = np.array(spacing_mm, float), np.array(patch, float)
+    strides = []
+    for _ in range(levels - 1):
+        roomy = size / 2 >= SMALLEST_MAP
+        finest = spacing[roomy].min() if roomy.any() else 0.0
+        stride = np.where(roomy & _close(spacing, finest), 2, 1)
+        spacing, size = spacing * stride, size / stride
+        strides.append(tuple(int(step) for step in stride))
+    return tuple(strides)
+
+
+def plan_kernels(spacing_mm: Sequence[float], strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """Kernel 3, but 1 across an axis at the levels where its spacing is still twice the finest or more.
+
+    Returns:
+        One kernel per level, `len(strides) + 1` of them, each with one value per network axis.
+    """
+    spacing = np.array(spacing_mm, float)
+    kernels = []
+    for stride in [np.ones(len(spacing)), *strides]:
+        spacing = spacing * stride
+        kernels.append(tuple(int(size) for size in np.where(_close(spacing, spacing.min()), 3, 1)))
+    return tuple(kernels)
+
+
+def _close(spacing: np.ndarray, finest: float) -> np.ndarray:
+    return spacing < CLOSE_RATIO * finest * (1 - 1e-3)  # headers hold float32: 1.9999 mm is 2 mm

@@ -1,0 +1,117 @@
+"""Where the training patches lie: every lesion is seen, however small.
+
+A lesion patch draws a size bin, then a lesion of that bin over all cases, then a place that holds it. Drawing by
+voxel would show a lesion as often as it is large; drawing by bin shows 5-voxel lesions as often as 5,000-voxel ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from segment.data.preprocessing import PreparedCase
+
+EDGE_TOLERANCE = 1e-6  # volumes come from float32 headers; the same tolerance as in the evaluation's size bins
+
+
+@dataclass(frozen=True)
+class PatchLocation:
+    """One patch.
+
+    Attributes:
+        case: Index of the prepared case.
+        start: Network voxel of the patch's first corner; negative where the patch is larger than the volume.
+    """
+
+    case: int
+    start: tuple[int, int, int]
+
+
+class PatchSampler:
+    """Draws patch locations over prepared cases; holds a few bytes per lesion.
+
+    Args:
+        prepared: At least one case.
+        patch_size: Voxels per canonical axis, 3 values (a 1 on the slice axis of a 2D plan).
+        bin_edges_mm3: Rising edges of the lesion size bins; (10, 50) makes (0, 10], (10, 50] and above.
+    """
+
+    def __init__(
+        self, prepared: Sequence[PreparedCase], patch_size: tuple[int, int, int], *, bin_edges_mm3: Sequence[float]
+    ) -> None:
+        self._prepared = prepared
+        self._patch = np.array(patch_size, np.int64)
+        sizes = [len(case.lesions) for case in prepared]
+        self._case = np.repeat(np.arange(len(prepared)), sizes)
+        self._lesion = np.concatenate([np.arange(size) for size in sizes])
+        volumes = np.concatenate([case.lesions.volume_mm3 for case in prepared])
+        bins = np.searchsorted(np.asarray(bin_edges_mm3, float) * (1 + EDGE_TOLERANCE), volumes)
+        self._bins = [np.flatnonzero(bins == index) for index in np.unique(bins)]
+
+    @property
+    def has_lesions(self) -> bool:
+        """Whether any case has a lesion."""
+        return bool(self._bins)
+
+    def draw(self, rng: np.random.Generator, *, lesion: bool) -> PatchLocation:
+        """Draws one location.
+
+        Args:
+            rng: All randomness comes from it.
+            lesion: True for a patch that holds a lesion (a random place when no case has any), False for a random
+                place in a random case, which avoids nothing.
+
+        Returns:
+            A patch inside the volume wherever the volume is at least as large as the patch; else one that holds the
+            whole volume on that axis. A lesion that fits is held whole; of a larger one, a voxel drawn uniformly
+            from it lies in the middle half of the patch.
+        """
+        if lesion and self._bins:
+            members = self._bins[rng.integers(len(self._bins))]
+            drawn = members[rng.integers(len(members))]
+            case = int(self._case[drawn])
+            low, high = self._around(rng, self._prepared[case], int(self._lesion[drawn]))
+        else:
+            case = int(rng.integers(len(self._prepared)))
+            low, high = np.full(3, np.iinfo(np.int64).min), np.full(3, np.iinfo(np.int64).max)
+        room = np.array(self._prepared[case].shape, np.int64) - self._patch
+        # A patch that fits does not reach out of the volume; a larger one (room < 0) holds all of it.
+        first, last = np.minimum(room, 0), np.maximum(room, 0)
+        x, y, z = (int(start) for start in rng.integers(np.clip(low, first, last), np.clip(high, first, last) + 1))
+        return PatchLocation(case, (x, y, z))
+
+    def _around(self, rng: np.random.Generator, case: PreparedCase, lesion: int) -> tuple[np.ndarray, np.ndarray]:
+        """First and last start per axis of patches that hold a lesion, or a voxel of it where it does not fit."""
+        start, stop = case.lesions.box[lesion].T
+        low, high = stop - self._patch, start
+        if (low > high).any():
+            voxels = case.lesions.voxels(lesion)
+            voxel = np.array(np.unravel_index(voxels[rng.integers(len(voxels))], case.shape))
+            margin = self._patch // 4
+            too_large = low > high
+            low = np.where(too_large, voxel - self._patch + 1 + margin, low)
+            high = np.where(too_large, voxel - margin, high)
+        return low, high
+
+
+def read_patch(volume: np.ndarray, start: Sequence[int], patch_size: Sequence[int]) -> np.ndarray:
+    """Copies a patch out of a volume, 0 outside it.
+
+    Args:
+        volume: [x, y, z] or [x, y, z, channels] of any dtype, memory-mapped or not.
+        start: Voxel of the first corner, which may lie outside.
+        patch_size: Voxels per axis.
+
+    Returns:
+        A new contiguous array [*patch_size] or [*patch_size, channels] of the same dtype.
+    """
+    patch = np.zeros((*patch_size, *volume.shape[3:]), volume.dtype)
+    source, target = [], []
+    for first, size, extent in zip(start, patch_size, volume.shape[:3], strict=True):
+        low, high = max(first, 0), max(min(first + size, extent), max(first, 0))
+        source.append(slice(low, high))
+        target.append(slice(low - first, high - first))
+    patch[tuple(target)] = volume[tuple(source)]
+    return patch

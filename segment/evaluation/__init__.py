@@ -1,0 +1,1 @@
+"""Lesion-wise evaluation and its report; imports without TensorFlow and works on the masks of any tool."""

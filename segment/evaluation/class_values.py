@@ -1,0 +1,108 @@
+"""Which label values make which class: given, read from a dataset.json beside the masks, or the only value there is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segment.errors import InputError
+from segment.files import read_json
+
+ClassValues = Mapping[
+    str, tuple[int, ...]
+]  # a class made of several values is their union, a region in nnU-Net's words
+ONLY_CLASS = "lesion"
+
+
+def parse_classes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Reads `NAME=VALUE` or, for a class made of several values, `NAME=VALUE+VALUE`.
+
+    Raises:
+        InputError: A text has another form, a value is no integer from 1 to 255, or a name stands twice.
+    """
+    classes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        numbers = [int(value) for value in values.split("+") if value.isascii() and value.isdigit()]
+        if not name or len(numbers) < values.count("+") + 1 or not all(1 <= number <= 255 for number in numbers):
+            raise InputError(f"class {text!r}: expected NAME=VALUE or NAME=VALUE+VALUE with values from 1 to 255")
+        if name in classes:
+            raise InputError(f"class {name!r} stands twice; expected each name once")
+        classes[name] = tuple(numbers)
+    return classes
+
+
+def find_class_values(folders: Sequence[Path]) -> tuple[dict[str, tuple[int, ...]], Path] | None:
+    """The classes in the first dataset.json of the folders (nnU-Net copies one beside its predictions) and its path.
+
+    None where no folder has one. Background and nnU-Net's `ignore` label are no classes; a region's list of values is
+    one class.
+
+    Raises:
+        InputError: The file cannot be read, or a label is neither a number nor a list of numbers.
+    """
+    for folder in folders:
+        path = folder / "dataset.json"
+        if not path.is_file():
+            continue
+        table = read_json(path)
+        labels = table.get("labels") if isinstance(table, dict) else None
+        if not isinstance(labels, dict):
+            raise InputError(
+                f"{path}: expected labels by name, for example {{'background': 0, 'lesion': 1}}; pass --classes"
+            )
+        classes = {str(name): _values(entry, name, path) for name, entry in labels.items() if name != "ignore"}
+        return {name: values for name, values in classes.items() if values != (0,)}, path
+    return None
+
+
+def _values(entry: Any, name: str, path: Path) -> tuple[int, ...]:
+    values = entry if isinstance(entry, list) else [entry]
+    if not values or not all(isinstance(value, int) and 0 <= value <= 255 for value in values):
+        raise InputError(
+            f"{path}: label {name!r}: expected an integer from 0 to 255 or a list of them, found {entry!r}"
+        )
+    return tuple(values)
+
+
+def require_known(classes: ClassValues, masks: Mapping[str, np.ndarray], source: str) -> None:
+    """Raises InputError when a mask (by the words that name it) holds a value that belongs to no class of `source`."""
+    known = {0, *(value for values in classes.values() for value in values)}
+    for name, mask in masks.items():
+        strange = sorted(set(_present(mask)) - known)
+        if strange:
+            raise InputError(
+                f"{name} holds the value {strange[0]}, no label in {source}; pass --classes NAME=VALUE to choose"
+            )
+
+
+def only_class(masks: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    """The class `lesion` of the only value above 0 in all masks; 1 where they are empty.
+
+    Raises:
+        InputError: There are several values.
+    """
+    present = sorted({value for mask in masks.values() for value in _present(mask)} - {0})
+    if len(present) > 1:
+        names = " and ".join(masks)
+        found = ", ".join(str(value) for value in present)
+        raise InputError(
+            f"{names}: expected one value above 0, found {found}; pass --classes NAME=VALUE for each class"
+        )
+    return {ONLY_CLASS: tuple(present) or (1,)}
+
+
+def class_mask(mask: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Where a uint8 mask has one of the values: bool, same shape and memory layout."""
+    inside = mask == values[0]
+    for value in values[1:]:
+        inside |= mask == value
+    return inside
+
+
+def _present(mask: np.ndarray) -> list[int]:
+    counts = np.bincount(mask.ravel(order="K"), minlength=256)
+    return np.flatnonzero(counts).tolist()

@@ -1,0 +1,218 @@
+"""FROC: recall against false positives per scan over thresholds, and the choice of an operating point on it.
+
+A point is exactly what a model run at that threshold does: the probability is binarised at >= threshold, its components
+are matched one-to-one, and counts are pooled over all cases, the lesion-free ones included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from segment.config import EvaluationConfig
+from segment.errors import InputError
+from segment.evaluation.lesions import at_most, below, find_components, find_overlaps, match_one_to_one
+from segment.evaluation.pairs import union_box
+
+THRESHOLDS = (*(round(0.05 * step, 2) for step in range(1, 20)), 0.99)
+FP_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per scan
+_SLACK = 1e-9  # a rate of exactly the target counts as under it
+Rule = Literal["small_lesion_recall", "recall"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """One case and class over thresholds and minimum volumes of predicted components.
+
+    Attributes:
+        thresholds: Rising probabilities.
+        min_volumes_mm3: The least volume of a predicted component, rising; smaller ones are removed.
+        n_gt, n_small: Label lesions that count, and small ones among them.
+        tp, fp, small_tp: int64 [thresholds, volumes].
+    """
+
+    thresholds: tuple[float, ...]
+    min_volumes_mm3: tuple[float, ...]
+    n_gt: int
+    n_small: int
+    tp: np.ndarray
+    fp: np.ndarray
+    small_tp: np.ndarray
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a model does at one threshold and minimum volume, pooled over cases; rates are None where undefined."""
+
+    threshold: float
+    min_lesion_mm3: float
+    tp: int
+    fp: int
+    recall: float | None
+    fp_per_scan: float
+    small_lesion_recall: float | None
+
+
+def sweep_case(
+    label: np.ndarray,
+    probability: np.ndarray,
+    *,
+    voxel_mm3: float,
+    config: EvaluationConfig,
+    thresholds: Sequence[float] = THRESHOLDS,
+    min_volumes_mm3: Sequence[float] = (0.0,),
+) -> Sweep:
+    """Counts hits and false positives of one case at every threshold and minimum volume.
+
+    Args:
+        label: Boolean [x, y, z] of one class; may be empty.
+        probability: Float [x, y, z] in [0, 1] of the same class.
+        voxel_mm3: Volume of a voxel.
+        config: Matching, the limit of small, and the minimum size, which holds for predictions at the least.
+        thresholds: Rising, in (0, 1).
+        min_volumes_mm3: Rising.
+    """
+    box, _ = union_box(label, probability >= thresholds[0])
+    label, probability = label[box], probability[box]
+    gt = find_components(label)
+    volumes = gt.n_voxels * voxel_mm3
+    ignored = below(volumes, config.min_lesion_mm3)
+    small = at_most(volumes, config.small_mm3) & ~ignored
+    tp, fp, small_tp = (np.zeros((len(thresholds), len(min_volumes_mm3)), np.int64) for _ in range(3))
+    for row, threshold in enumerate(thresholds):
+        pred = find_components(probability >= threshold)
+        overlaps = find_overlaps(gt, pred)
+        for column, least in enumerate(min_volumes_mm3):
+            removed = below(pred.n_voxels * voxel_mm3, max(least, config.min_lesion_mm3))
+            left = overlaps.select(~removed[overlaps.pred])
+            counted = left.select(~ignored[left.gt])
+            matches = match_one_to_one(counted, min_iou=config.match_iou)
+            n_ignored = len(np.setdiff1d(left.pred, counted.pred))
+            tp[row, column] = len(matches.gt)
+            fp[row, column] = int((~removed).sum()) - len(matches.gt) - n_ignored
+            small_tp[row, column] = int(small[matches.gt].sum())
+    n_gt, n_small = int((~ignored).sum()), int(small.sum())
+    return Sweep(tuple(thresholds), tuple(min_volumes_mm3), n_gt, n_small, tp, fp, small_tp)
+
+
+def pool(sweeps: Sequence[Sweep], *, n_scans: int) -> list[Point]:
+    """The points of all cases together, highest threshold first, smallest minimum volume first.
+
+    Args:
+        sweeps: One for each case and class, over the same thresholds and volumes; at least one.
+        n_scans: All scans, the lesion-free ones included.
+    """
+    tp, fp, small_tp = (np.sum([getattr(sweep, name) for sweep in sweeps], axis=0) for name in ("tp", "fp", "small_tp"))
+    n_gt, n_small = sum(sweep.n_gt for sweep in sweeps), sum(sweep.n_small for sweep in sweeps)
+    return [
+        Point(
+            threshold=threshold,
+            min_lesion_mm3=least,
+            tp=int(tp[row, column]),
+            fp=int(fp[row, column]),
+            recall=int(tp[row, column]) / n_gt if n_gt else None,
+            fp_per_scan=int(fp[row, column]) / n_scans,
+            small_lesion_recall=int(small_tp[row, column]) / n_small if n_small else None,
+        )
+        for row, threshold in reversed(list(enumerate(sweeps[0].thresholds)))
+        for column, least in enumerate(sweeps[0].min_volumes_mm3)
+    ]
+
+
+def candidate_points(cases: Mapping[str, Mapping[str, Any]]) -> list[Point]:
+    """The points of candidate lists, one for each score that occurs, highest first; candidates with that score are in.
+
+    Args:
+        cases: By name, `n_gt` lesions and `candidates`, each with its `score` and `gt`, the index of the lesion that it
+            hits or None. Of several that hit one lesion the first by score is its match and the others are false
+            positives, as matching is one-to-one.
+
+    Raises:
+        InputError: There is no case, or a candidate names a lesion that its case does not have.
+    """
+    if not cases:
+        raise InputError("expected at least one case with candidates, found none")
+    n_gt = sum(case["n_gt"] for case in cases.values())
+    scored: list[tuple[float, bool]] = []
+    for name, case in cases.items():
+        found: set[int] = set()
+        for candidate in sorted(case["candidates"], key=lambda candidate: -candidate["score"]):
+            lesion = candidate["gt"]
+            if lesion is not None and not 0 <= lesion < case["n_gt"]:
+                raise InputError(f"case {name}: expected a lesion from 0 to {case['n_gt'] - 1}, found {lesion}")
+            scored.append((candidate["score"], lesion is not None and lesion not in found))
+            found |= {lesion} - {None}
+    points = []
+    for threshold in sorted({score for score, _ in scored}, reverse=True):
+        hits = [hit for score, hit in scored if score >= threshold]
+        tp, fp = sum(hits), len(hits) - sum(hits)
+        points.append(Point(threshold, 0.0, tp, fp, tp / n_gt if n_gt else None, fp / len(cases), None))
+    return points
+
+
+def recall_at_rates(points: Sequence[Point], rates: Sequence[float] = FP_RATES) -> dict[str, float | None]:
+    """For each rate the highest recall among the points at or under it: no interpolation, 0 where there is none.
+
+    Keys are the rates as short text ("0.125", "1"). None without any lesion.
+    """
+    recalls: dict[str, float | None] = {}
+    for rate in rates:
+        within = [point.recall for point in points if point.fp_per_scan <= rate + _SLACK]
+        known = [recall for recall in within if recall is not None]
+        undefined = any(point.recall is None for point in points)
+        recalls[f"{rate:g}"] = None if undefined else max(known, default=0.0)
+    return recalls
+
+
+def froc_summary(points: Sequence[Point], *, n_lesions: int, n_scans: int) -> dict[str, Any]:
+    """The FROC part of summary.json: every point, recall at the fixed rates, and their mean."""
+    recalls = recall_at_rates(points)
+    defined = [recall for recall in recalls.values() if recall is not None]
+    return {
+        "n_lesions": n_lesions,
+        "n_scans": n_scans,
+        "points": [
+            {
+                "threshold": point.threshold,
+                "tp": point.tp,
+                "fp": point.fp,
+                "recall": point.recall,
+                "fp_per_scan": point.fp_per_scan,
+                "small_lesion_recall": point.small_lesion_recall,
+            }
+            for point in points
+        ],
+        "recall_at_fp_per_scan": recalls,
+        "mean_recall_over_fp_levels": sum(defined) / len(defined) if defined else None,
+    }
+
+
+def choose_point(points: Sequence[Point], *, rule: Rule, max_fp_per_scan: float) -> Point | None:
+    """The operating point: the highest recall by `rule` among points with at most the target false positives per scan.
+
+    Ties go to fewer false positives, then to the higher threshold, then to the smaller minimum volume.
+
+    Args:
+        points: From validation cases only; all thresholds and minimum volumes.
+        rule: Which recall is maximised.
+        max_fp_per_scan: The target.
+
+    Returns:
+        None when no point has so few false positives.
+
+    Raises:
+        InputError: The recall is undefined: the cases hold no (small) lesion.
+    """
+    if any(getattr(point, rule) is None for point in points):
+        advice = "choose by recall instead, or add cases" if rule == "small_lesion_recall" else "add cases with lesions"
+        kind = "small lesion" if rule == "small_lesion_recall" else "lesion"
+        raise InputError(f"the operating point cannot be chosen by {rule}: the cases hold no {kind}; {advice}")
+    allowed = [point for point in points if point.fp_per_scan <= max_fp_per_scan + _SLACK]
+    return min(
+        allowed,
+        key=lambda point: (-getattr(point, rule), point.fp, -point.threshold, point.min_lesion_mm3),
+        default=None,
+    )

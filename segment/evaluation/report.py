@@ -1,0 +1,111 @@
+"""report.html: the figures, charts, tables and pictures of an evaluation in one page that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segment.evaluation.page import bin_name, page_labels, write_page
+from segment.evaluation.pictures import CasePictures
+from segment.evaluation.report_rows import CaseRow, LesionRow, case_anchors, case_table, lesion_table
+from segment.evaluation.report_sections import PICTURES_MIB, Sections, draw_sections
+from segment.evaluation.report_summary import charts, conventions, headline, provenance
+from segment.progress import progress_bar
+
+LESION_ROWS = 8000  # some 250 bytes each; beyond this a browser sorts too slowly to be pleasant
+
+
+def write_html(
+    path: Path,
+    *,
+    summary: Mapping[str, Any],
+    cases: Sequence[Mapping[str, Any]],
+    lesions: Sequence[Mapping[str, Any]],
+    pictures: Callable[[str], CasePictures | None],
+    language: str = "en",
+) -> None:
+    """Writes the report of an evaluation as one HTML file that opens from disk and loads nothing.
+
+    At most 15 MiB for 100 cases: pictures are capped, and the page says so where the cap applies. The same input gives
+    the same bytes.
+
+    Args:
+        path: the file, written atomically.
+        summary: the content of summary.json; `operating_point` (`threshold`, `min_lesion_mm3`) and `froc` (`points` of
+            `threshold`, `recall`, `fp_per_scan`) are shown where they are there.
+        cases: the objects of cases.json; none gives a page that says so.
+        lesions: the rows of lesions.csv.
+        pictures: case id -> what to draw it from, None where there is nothing; called once for a case, so that one case
+            at a time is in memory.
+        language: `en` or `zh`, for labels.
+
+    Raises:
+        InputError: The language is unknown or the file cannot be written.
+    """
+    labels = page_labels(language)
+    case_rows = case_table(cases)
+    threshold = (summary.get("operating_point") or {}).get("threshold")
+    lesion_rows = lesion_table(lesions, case_anchors(cases), threshold=threshold)
+    several_classes = len(summary["classes"]) > 1
+    with progress_bar("report", len({row.case_id for row in case_rows})) as bar:
+        sections = draw_sections(
+            case_rows,
+            lesion_rows,
+            pictures,
+            language=language,
+            several_classes=several_classes,
+            advance=bar.advance,
+        )
+    values = {
+        "title": labels["report_title"],
+        "headline": headline(summary, lesion_rows, labels),
+        "notes": summary["notes"] + _cap_note(sections, case_rows, labels),
+        "conventions": conventions(summary, labels),
+        "provenance": provenance(summary),
+        "charts": charts(summary, case_rows, labels),
+        "several_classes": several_classes,
+        "galleries": [_gallery(sections, lesion_rows, outcome, labels) for outcome in ("missed", "false_positive")],
+        "sections": sections.texts,
+        **_table_values(summary, case_rows, lesion_rows, sections, labels),
+    }
+    write_page(path, "report.html", language=language, values=values)
+
+
+def _table_values(
+    summary: Mapping[str, Any],
+    case_rows: Sequence[CaseRow],
+    lesion_rows: Sequence[LesionRow],
+    sections: Sections,
+    labels: Mapping[str, str],
+) -> dict[str, Any]:
+    """What the two tables and the choices of their filters show."""
+    return {
+        "case_rows": case_rows,
+        "statuses": [labels[f"status_{name}"] for name in summary["status"]],
+        "lesion_rows": lesion_rows[:LESION_ROWS],
+        "all_lesions": len(lesion_rows),
+        "pictured": {thumbnail.row.picture for thumbnail in sections.thumbnails},
+        "outcomes": [labels[name] for name in ("missed", "false_positive", "found", "ignored")],
+        "size_bins": [bin_name(name) for name in summary["micro"]["recall_by_bin"]["iou10"]],
+        "reasons": [labels[name] for name in sorted({row.reason for row in lesion_rows if row.reason})],
+    }
+
+
+def _cap_note(sections: Sections, case_rows: Sequence[CaseRow], labels: Mapping[str, str]) -> list[str]:
+    cases = len({row.case_id for row in case_rows})
+    if not 0 < sections.pictured_cases < cases:
+        return []
+    return [labels["cases_capped"].format(shown=sections.pictured_cases, all=cases, mib=PICTURES_MIB)]
+
+
+def _gallery(
+    sections: Sections, lesion_rows: Sequence[LesionRow], outcome: str, labels: Mapping[str, str]
+) -> dict[str, Any]:
+    shown = [thumbnail for thumbnail in sections.thumbnails if thumbnail.row.outcome == outcome]
+    return {
+        "anchor": "missed" if outcome == "missed" else "false-positives",
+        "title": labels["gallery_missed" if outcome == "missed" else "gallery_fp"],
+        "all": sum(row.outcome == outcome for row in lesion_rows),
+        "shown": sorted(shown, key=lambda thumbnail: (-thumbnail.row.volume_mm3, thumbnail.row.picture)),
+    }

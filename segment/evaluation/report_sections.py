@@ -1,0 +1,202 @@
+"""The report's case sections: which lesions are pictured, drawn one case at a time under a cap on the page's size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from segment.evaluation.page import page_labels, render
+from segment.evaluation.pictures import CasePictures, CaseViewer, View
+from segment.evaluation.report_rows import CaseRow, LesionRow
+
+PICTURES_MIB = 11  # with tables and charts of 100 cases the page stays below 15 MiB
+PICTURED_CASES = 100
+WHOLE_PIXELS = 256
+WHOLE_PIXELS_OF_MANY = 160  # where more than MANY_CASES share the cap
+MANY_CASES = 30
+LOCATOR_PIXELS = 112
+CLOSE_UP_MM = (50.0, 120.0)
+# Screen units: the longest side of a whole slice, and the side of the pictures beside each other in a panel.
+_WHOLE_SIZE, _CLOSE_SIZE = 320.0, 225.0
+_BARS_MM = (1, 2, 5, 10, 20, 50, 100)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A view, how large it is drawn in screen units a millimetre, and the length of its scale bar."""
+
+    view: View
+    scale: float
+    bar_mm: int
+    focus: bool
+    close: bool
+    anchor: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The pictures of one place in a case: a lesion (`row`), or the middle of a scan without any (`row` is None)."""
+
+    title: str
+    anchor: str
+    row: LesionRow | None
+    lines: tuple[tuple[Picture, ...], ...]
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A gallery entry: shows the first close-up of the lesion's panel again, without a second copy of it."""
+
+    row: LesionRow
+    plane: str
+    box: str
+
+
+@dataclass(frozen=True)
+class Sections:
+    """The rendered sections in the order of the case table, and the lesions that have pictures."""
+
+    texts: tuple[Markup, ...]
+    thumbnails: tuple[Thumbnail, ...]
+    pictured_cases: int
+
+
+def draw_sections(
+    cases: Sequence[CaseRow],
+    lesions: Sequence[LesionRow],
+    pictures: Callable[[str], CasePictures | None],
+    *,
+    language: str,
+    several_classes: bool,
+    advance: Callable[[], None],
+) -> Sections:
+    """Draws every case's section, the worst first; only the worst `PICTURED_CASES` are loaded and pictured.
+
+    Args:
+        cases: rows in the order of the table; a case of several classes has several rows.
+        lesions: rows in the order of the table.
+        pictures: case id -> its arrays, None where there are none; called once a case, one case at a time.
+        advance: called after each case.
+    """
+    by_case: dict[str, list[CaseRow]] = {}
+    for row in cases:
+        by_case.setdefault(row.case_id, []).append(row)
+    of_case: dict[str, list[LesionRow]] = {name: [] for name in by_case}
+    for lesion in lesions:
+        of_case[lesion.case_id].append(lesion)
+    shared_by = min(len(by_case), PICTURED_CASES)
+    texts: list[Markup] = []
+    thumbnails: list[Thumbnail] = []
+    drawn_cases = 0
+    for place, (case_id, rows) in enumerate(by_case.items()):
+        arrays = pictures(case_id) if place < PICTURED_CASES else None
+        drawing = CaseDrawing(case_id, rows, of_case[case_id], language=language, several_classes=several_classes)
+        if arrays is None:
+            texts.append(drawing.without("no_pictures" if place < PICTURED_CASES else "not_pictured"))
+        else:
+            text, shown = drawing.draw(CaseViewer(arrays), cases=shared_by)
+            texts.append(text)
+            thumbnails += shown
+            drawn_cases += 1
+        del arrays  # before the next case is loaded: one case in memory at a time
+        advance()
+    return Sections(tuple(texts), tuple(thumbnails), drawn_cases)
+
+
+class CaseDrawing:
+    """One case's section."""
+
+    def __init__(
+        self, case_id: str, rows: Sequence[CaseRow], lesions: Sequence[LesionRow], *, language: str, several_classes: bool
+    ) -> None:
+        self._case_id, self._rows, self._lesions = case_id, rows, lesions
+        self._language, self._several_classes = language, several_classes
+        self._labels = page_labels(language)
+
+    def without(self, reason: str) -> Markup:
+        """The section without pictures; `reason` is the key of the label that says why."""
+        return self._render(panels=[], missing=self._labels[reason], capped="")
+
+    def draw(self, viewer: CaseViewer, *, cases: int) -> tuple[Markup, list[Thumbnail]]:
+        """The section with as many pictures as its share of the page's cap allows, and the gallery's thumbnails."""
+        share = PICTURES_MIB * 2**20 // cases
+        whole_pixels = WHOLE_PIXELS if cases <= MANY_CASES else WHOLE_PIXELS_OF_MANY
+        first = self._first_panel(viewer, whole_pixels)
+        panels, used = [first], _size(first)
+        errors = [row for row in self._lesions if row.outcome in ("missed", "false_positive")]
+        for row in errors:
+            if row is first.row:
+                continue
+            panel = self._lesion_panel(viewer, row)
+            used += _size(panel)
+            if used > share:
+                break
+            panels.append(panel)
+        shown = [panel for panel in panels if panel.row is not None and panel.row in errors]
+        capped = ""
+        if len(shown) < len(errors):
+            capped = self._labels["pictures_capped"].format(shown=len(shown), all=len(errors), mib=PICTURES_MIB)
+        return self._render(panels=panels, missing="", capped=capped), [_thumbnail(panel) for panel in shown]
+
+    def _first_panel(self, viewer: CaseViewer, whole_pixels: int) -> Panel:
+        """The largest lesion of the label; without one the largest false positive, else the middle of the scan."""
+        found = [row for row in self._lesions if row.side == "gt"] or list(self._lesions)
+        row = max(found, key=lambda row: row.volume_mm3, default=None)
+        if row is None:
+            whole = viewer.views(viewer.middle(), pixels=whole_pixels)
+            return Panel(self._labels["middle"], "", None, (_at_scale(whole, _WHOLE_SIZE, focus=False),))
+        whole = viewer.views(row.spot, pixels=whole_pixels)
+        title = f"{self._labels['largest_lesion' if row.side == 'gt' else 'largest_fp']} {row.name}"
+        return Panel(title, row.picture, row, (_at_scale(whole, _WHOLE_SIZE, focus=True), self._close_ups(viewer, row)))
+
+    def _lesion_panel(self, viewer: CaseViewer, row: LesionRow) -> Panel:
+        where = _at_scale(viewer.views(row.spot, pixels=LOCATOR_PIXELS)[:1], _CLOSE_SIZE, focus=True)
+        title = f"{self._labels['lesion']} {row.name}"
+        return Panel(title, row.picture, row, (where + self._close_ups(viewer, row),))
+
+    def _close_ups(self, viewer: CaseViewer, row: LesionRow) -> tuple[Picture, ...]:
+        field_mm = min(max(CLOSE_UP_MM[0], 1.4 * viewer.extent_mm(row.spot)), CLOSE_UP_MM[1])
+        views = viewer.close_ups(row.spot, field_mm=field_mm)
+        return _at_scale(views, _CLOSE_SIZE, focus=False, close=True, anchor=f"{row.picture}-drawing")
+
+    def _render(self, **values: Any) -> Markup:
+        return render(
+            "case.html",
+            language=self._language,
+            values={
+                "anchor": self._rows[0].anchor,
+                "case_id": self._case_id,
+                "rows": self._rows,
+                "several_classes": self._several_classes,
+                **values,
+            },
+        )
+
+
+def _at_scale(
+    views: Sequence[View], size: float, *, focus: bool, close: bool = False, anchor: str = ""
+) -> tuple[Picture, ...]:
+    """Views drawn at one scale, so that a millimetre is as long in all of them; the anchor goes to the first."""
+    scale = size / max((max(view.width_mm, view.height_mm) for view in views), default=1.0)
+    narrowest = min((view.width_mm for view in views), default=0.0)
+    bar_mm = max((bar for bar in _BARS_MM if bar <= 0.4 * narrowest), default=_BARS_MM[0])
+    return tuple(
+        Picture(view, scale, bar_mm, focus, close, anchor if place == 0 else "") for place, view in enumerate(views)
+    )
+
+
+def _size(panel: Panel) -> int:
+    """Bytes that a panel takes in the page: base64 and paths, and about 1 KiB of markup a view."""
+    views = [picture.view for line in panel.lines for picture in line]
+    return sum(len(view.png) * 4 // 3 + len(view.label_path) + len(view.prediction_path) + 1024 for view in views)
+
+
+def _thumbnail(panel: Panel) -> Thumbnail:
+    if panel.row is None:
+        raise ValueError("a panel of the middle of a scan has no thumbnail")
+    picture = next(picture for line in panel.lines for picture in line if picture.anchor)
+    view, scale = picture.view, picture.scale
+    return Thumbnail(panel.row, view.plane, f"0 0 {view.width_mm * scale:.1f} {view.height_mm * scale:.1f}")

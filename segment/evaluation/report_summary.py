@@ -1,0 +1,242 @@
+"""The report's head: the headline in words, the figures, and the charts, worked out of summary.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from segment.evaluation.charts import (
+    CasePoint,
+    FrocPoint,
+    RecallBar,
+    case_chart,
+    froc_chart,
+    histogram_chart,
+    percent,
+    recall_chart,
+)
+from segment.evaluation.page import bin_name, number
+from segment.evaluation.pictures import WINDOW_PERCENTILES
+from segment.evaluation.report_rows import CaseRow, LesionRow
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure of the head with what it is and, smaller, its interval and counts."""
+
+    name: str
+    figure: str
+    details: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What the first screen says in words and in figures."""
+
+    sentence: str
+    lines: tuple[str, ...]
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with its title, its caption and its figures as a table; the first cell of a row is its heading."""
+
+    title: str
+    caption: str
+    svg: Markup
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def headline(summary: Mapping[str, Any], lesions: Sequence[LesionRow], labels: Mapping[str, str]) -> Headline:
+    """The headline of the page. `lesions` are all rows of the lesion table, to say why lesions were missed."""
+    micro, config = summary["micro"], summary["config"]
+    small, fp = f"{config['small_mm3']:g}", number(micro["fp_per_scan"], 2)
+    recall = micro["small_lesion_recall"]
+    if recall is None:
+        sentence = labels["sentence_none"].format(small=small, fp=fp)
+    else:
+        sentence = labels["sentence_small"].format(
+            hit=micro["n_small_found"], n=micro["n_small"], small=small, recall=percent(recall)
+        )
+        interval = micro["intervals"].get("small_lesion_recall")
+        if interval:
+            sentence += labels["sentence_interval"].format(low=percent(interval[0]), high=percent(interval[1]))
+        sentence += labels["sentence_fp"].format(fp=fp)
+    counts = micro["iou10"]
+    everything = labels["sentence_all"].format(n=counts["tp"] + counts["fn"], hit=counts["tp"], missed=counts["fn"])
+    lines = (
+        " ".join(part for part in (everything, _why_missed(lesions, labels)) if part),
+        labels["found_means"].format(iou=f"{config['match_iou']:g}"),
+    )
+    return Headline(sentence, lines, tuple(_tiles(summary, labels)))
+
+
+def _why_missed(lesions: Sequence[LesionRow], labels: Mapping[str, str]) -> str:
+    missed = [row for row in lesions if row.outcome == "missed"]
+    if not missed:
+        return ""
+    reasons = [row.reason for row in missed]
+    known = any(row.score_max is not None for row in missed)
+    return labels["sentence_why" if known else "sentence_overlap"].format(
+        unseen=reasons.count("reason_unseen"),
+        threshold=reasons.count("reason_threshold"),
+        overlap=reasons.count("reason_overlap"),
+    )
+
+
+def _tiles(summary: Mapping[str, Any], labels: Mapping[str, str]) -> list[Tile]:
+    micro, macro = summary["micro"], summary["macro"]
+    one, intervals = micro["iou10"], micro["intervals"]
+    found = labels["n_of"]
+    tiles = [
+        Tile(
+            labels["small_recall"],
+            percent(micro["small_lesion_recall"]),
+            (
+                found.format(hit=micro["n_small_found"], n=micro["n_small"]),
+                *_interval(intervals.get("small_lesion_recall"), labels, percent),
+            ),
+        ),
+        Tile(
+            labels["fp_per_scan"],
+            number(micro["fp_per_scan"], 2),
+            _interval(intervals.get("fp_per_scan"), labels, lambda value: number(value, 2)),
+        ),
+        Tile(
+            labels["recall_all"],
+            percent(one["recall"]),
+            (found.format(hit=one["tp"], n=one["tp"] + one["fn"]), *_interval(intervals.get("recall"), labels, percent)),
+        ),
+        Tile(
+            labels["precision"],
+            percent(one["precision"]),
+            (
+                found.format(hit=one["tp"], n=one["tp"] + one["fp"]),
+                *_interval(intervals.get("precision"), labels, percent),
+            ),
+        ),
+    ]
+    for name in ("iou", "dice"):
+        undefined = macro[name]["n_undefined"]
+        details = _interval(macro[name]["interval"], labels, lambda value: number(value, 2))
+        if undefined:
+            details += (labels["undefined_n"].format(n=undefined),)
+        tiles.append(Tile(labels[f"{name}_mean"], number(macro[name]["mean"], 3), details))
+    return [*tiles, _operating_tile(summary, labels), _count_tile(summary, labels)]
+
+
+def _interval(interval: Sequence[float] | None, labels: Mapping[str, str], write: Callable[[float], str]) -> tuple[str, ...]:
+    return (labels["interval"].format(low=write(interval[0]), high=write(interval[1])),) if interval else ()
+
+
+def _operating_tile(summary: Mapping[str, Any], labels: Mapping[str, str]) -> Tile:
+    point = summary.get("operating_point")
+    if not point:
+        return Tile(labels["operating_point"], "–", (labels["masks_given"],))
+    volume = point.get("min_lesion_mm3")
+    details = (labels["min_volume"].format(volume=f"{volume:g}"),) if volume else ()
+    return Tile(labels["operating_point"], f"p ≥ {point['threshold']:g}", details)
+
+
+def _count_tile(summary: Mapping[str, Any], labels: Mapping[str, str]) -> Tile:
+    status, micro = summary["status"], summary["micro"]
+    odd = [
+        f"{labels[f'status_{name}']}: {count}" for name, count in sorted(status.items()) if count and name != "ok"
+    ]
+    lesions = labels["n_lesions"].format(n=micro["n_gt"], pred=micro["n_pred"])
+    return Tile(labels["cases_and_lesions"], labels["n_cases"].format(n=summary["n_cases"]), (lesions, *odd))
+
+
+def charts(summary: Mapping[str, Any], cases: Sequence[CaseRow], labels: Mapping[str, str]) -> list[Chart]:
+    """Recall by size, histogram of lesion IoU, FROC where the summary has one, IoU by case."""
+    drawn = [_recall(summary, labels), _histogram(summary, labels)]
+    if summary.get("froc"):
+        drawn.append(_froc(summary, labels))
+    name = "{} · {}" if len(summary["classes"]) > 1 else "{}"
+    points = [CasePoint(name.format(row.case_id, row.class_name), row.iou, row.anchor) for row in cases]
+    # Its figures stand in the table of cases right below.
+    drawn.append(Chart(labels["iou_by_case"], labels["case_chart_caption"], case_chart(points, labels), (), ()))
+    return drawn
+
+
+def _recall(summary: Mapping[str, Any], labels: Mapping[str, str]) -> Chart:
+    bins, either = (summary["micro"]["recall_by_bin"][way] for way in ("iou10", "any"))
+    bars = []
+    for name, entry in bins.items():
+        low, high = entry["interval"] or (None, None)
+        under = summary["under_resolved"].get(name, 0) > 0
+        shares = (entry["recall"], low, high, either[name]["recall"])
+        bars.append(RecallBar(bin_name(name), entry["hit"], entry["n"], *shares, under_resolved=under))
+    rows = [
+        (
+            bar.name,
+            str(bar.n),
+            str(bar.hit),
+            percent(bar.recall),
+            "–" if bar.low is None else f"{percent(bar.low)}–{percent(bar.high)}",
+            percent(bar.recall_any),
+        )
+        for bar in bars
+    ]
+    caption = labels["recall_caption"]
+    if any(bar.under_resolved for bar in bars):
+        caption += " " + labels["under_resolved"]
+    names = ("size_bin", "n_gt", "n_found", "recall", "interval_95", "recall_any")
+    columns = tuple(labels[name] for name in names)
+    return Chart(labels["recall_by_bin"], caption, recall_chart(bars, labels), columns, tuple(rows))
+
+
+def _histogram(summary: Mapping[str, Any], labels: Mapping[str, str]) -> Chart:
+    edges, counts = summary["iou_histogram"]["edges"], summary["iou_histogram"]["n"]
+    missed = summary["micro"]["iou10"]["fn"]
+    rows = tuple(
+        (f"{low:.1f}–{high:.1f}", str(count)) for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
+    )
+    svg = histogram_chart(counts, missed, labels)
+    caption = labels["histogram_caption"].format(missed=missed)
+    return Chart(labels["iou_histogram"], caption, svg, (labels["lesion_iou"], labels["lesions"]), rows)
+
+
+def _froc(summary: Mapping[str, Any], labels: Mapping[str, str]) -> Chart:
+    points = [
+        FrocPoint(float(point["threshold"]), float(point["fp_per_scan"]), float(point["recall"]))
+        for point in summary["froc"]["points"]
+        if point["recall"] is not None
+    ]
+    threshold = (summary.get("operating_point") or {}).get("threshold")
+    chosen = next((point for point in points if threshold is not None and abs(point.threshold - threshold) < 1e-9), None)
+    rows = tuple((f"{point.threshold:g}", percent(point.recall), number(point.fp_per_scan, 2)) for point in points)
+    columns = (labels["threshold"], labels["recall"], labels["fp_per_scan"])
+    return Chart(labels["froc"], labels["froc_caption"], froc_chart(points, chosen, labels), columns, rows)
+
+
+def conventions(summary: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
+    """The conventions in the reader's language, one sentence each."""
+    config, bootstrap = summary["config"], summary["bootstrap"]
+    low, high = (f"{value:g}" for value in WINDOW_PERCENTILES)
+    return [
+        labels["convention_lesion"],
+        labels["convention_small"].format(small=f"{config['small_mm3']:g}"),
+        labels["found_means"].format(iou=f"{config['match_iou']:g}"),
+        labels["convention_any"],
+        labels["convention_interval"].format(draws=bootstrap["draws"], seed=bootstrap["seed"]),
+        labels["convention_view"].format(low=low, high=high),
+        labels["convention_world"],
+    ]
+
+
+def provenance(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The exact definitions, the versions, and the hashes of the inputs, as they stand in summary.json."""
+    pairs = [(str(name), _plain(value)) for name, value in summary["definitions"].items()]
+    pairs += [(f"version of {name}", _plain(value)) for name, value in summary["versions"].items()]
+    return pairs + [(f"SHA-256 of {path}", _plain(digest)) for path, digest in summary["inputs"].items()]
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

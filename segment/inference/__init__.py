@@ -1,0 +1,1 @@
+"""From scans to masks: sliding window, trained models, and whole folders of scans."""

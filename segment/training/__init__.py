@@ -1,0 +1,1 @@
+"""Training: precision, distribution, the step, optimizers, checkpoints, logs, validation and the loop around them."""

@@ -1,0 +1,236 @@
+"""The training loop: steps, rows of figures, validations, checkpoints, and stopping where the state is whole."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from segment.config import Config
+from segment.data.pipeline import patch_dataset
+from segment.data.planning import Plan
+from segment.data.preprocessing import PreparedCase
+from segment.progress import CONSOLE, Bar, progress_bar
+from segment.training.checkpoint import Checkpoint, Checkpoints, restore
+from segment.training.interruption import Interrupted, StopRequest
+from segment.training.metrics_log import MetricsLog, StepMeans
+from segment.training.optimizers import learning_rate_at
+from segment.training.step import SKIPS_BEFORE_STOP, TrainingError, TrainStep
+from segment.training.validation import (
+    evaluate_prepared,
+    headline_figures,
+    make_forward,
+    quick_summary,
+    save_model,
+    selection_score,
+)
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved in every checkpoint.
+
+    Attributes:
+        step: Steps done.
+        validated: The step of the last validation, 0 before the first.
+        best_step: The step of the best validation.
+        best_score: Its `selection_score`.
+        loss: Mean loss of the last row of metrics.csv.
+        seconds: Time spent so far, over all sessions.
+    """
+
+    step: int = 0
+    validated: int = 0
+    best_step: int | None = None
+    best_score: Sequence[float] = (-2.0, -2.0)
+    loss: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What the loop works with: the model and its step, made under the strategy's scope, and the prepared cases."""
+
+    strategy: tf.distribute.Strategy
+    model: tf.keras.Model
+    hybrid: Any
+    step: TrainStep
+    plan: Plan
+    train: Sequence[PreparedCase]
+    validation: Sequence[PreparedCase]
+
+
+class Loop:
+    """Trains `config.train.steps` steps, going on from the newest checkpoint in the run folder.
+
+    Args:
+        config: Of the run; `config.run_dir` exists.
+        parts: Model, step and data.
+        stop: Asked before each step and each window of a validation.
+
+    Raises:
+        InputError: A checkpoint does not fit, or all are damaged.
+    """
+
+    def __init__(self, config: Config, parts: Parts, stop: StopRequest) -> None:
+        self._config = config
+        self._parts = parts
+        self._stop = stop
+        self._checkpoints = Checkpoints(config.run_dir / "checkpoints")
+        self._forward = make_forward(parts.model, before=stop.check)
+        self._means = StepMeans()
+        self._busy = self._waited = 0.0  # seconds since the last row, and how many of them were for data
+        self._skipped_in_row: Any = 0
+        self.progress = Progress()
+        found = self._checkpoints.latest()
+        if found is not None:
+            self._restore(found)
+        self._saved = self._began = time.perf_counter()
+
+    @property
+    def model_path(self) -> Path:
+        """Where the best model is kept."""
+        return self._config.run_dir / "model.keras"
+
+    def run(self) -> None:
+        """Trains to the end.
+
+        Raises:
+            Interrupted: A signal came; a checkpoint has been written.
+            TrainingError: Too many steps in a row had no finite gradient.
+            InputError: A file cannot be written.
+        """
+        steps = self._config.train.steps
+        progress = self.progress
+        dataset = patch_dataset(
+            self._parts.train, self._parts.plan, self._config, first_step=progress.step, steps=steps - progress.step
+        )
+        batches = iter(self._parts.strategy.experimental_distribute_dataset(dataset))
+        with (
+            MetricsLog(self._config.run_dir, step=progress.step, validated=progress.validated) as log,
+            progress_bar("Training", steps, done=progress.step) as bar,
+            self._saved_on_interruption(),
+        ):
+            self._validate_if_due(log)
+            while progress.step < steps:
+                self._stop.check()
+                self._one_step(batches)
+                bar.advance()
+                if progress.step % self._config.train.log_every == 0 or progress.step == steps:
+                    self._write_row(log, bar)
+                self._validate_if_due(log)
+                if time.perf_counter() - self._saved > 60.0 * self._config.train.checkpoint_minutes:
+                    self._save()
+
+    @contextmanager
+    def _saved_on_interruption(self) -> Iterator[None]:
+        try:
+            yield
+        except Interrupted:
+            self._save()
+            raise
+
+    def _one_step(self, batches: Iterator[Any]) -> None:
+        began = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - began
+        step, steps = self.progress.step, self._config.train.steps
+        values = self._parts.step(
+            batch,
+            learning_rate=learning_rate_at((step + 0.5) / steps, self._config.train.optimizer),
+            share_done=step / steps,
+        )
+        self._means.add(values)
+        # The step before is looked at while this one runs, so a GPU never waits for the host.
+        self._require_progress(last_step=step - 1)
+        self._skipped_in_row = values["skipped_in_row"]
+        self.progress.step = step + 1
+        self._busy += time.perf_counter() - began
+
+    def _require_progress(self, *, last_step: int) -> None:
+        """Raises TrainingError when `last_step`, counted from 0, was the last of too many skipped ones in a row."""
+        in_row = int(self._skipped_in_row)
+        if in_row < SKIPS_BEFORE_STOP:
+            return
+        first = last_step - in_row + 1
+        # Any batch can be made again from its number.
+        batch = next(iter(patch_dataset(self._parts.train, self._parts.plan, self._config, first_step=first, steps=1)))
+        names = sorted({self._parts.train[int(index)].case.case_id for index in batch["case"].numpy()})
+        raise TrainingError(
+            f"training stopped: {in_row} steps in a row had no finite gradient, the first was step {first + 1} on cases "
+            f"{', '.join(names)}; look at these scans, lower train.optimizer.learning_rate or set train.precision=float32"
+        )
+
+    def _write_row(self, log: MetricsLog, bar: Bar) -> None:
+        step, train = self.progress.step, self._config.train
+        row = self._means.row()
+        speed = row.pop("steps") * train.batch_size / max(self._busy, 1e-9)
+        row |= {
+            "learning_rate": learning_rate_at((step - 0.5) / train.steps, train.optimizer),
+            "data_wait_share": self._waited / max(self._busy, 1e-9),
+            "patches_per_second": speed,
+        }
+        self._busy = self._waited = 0.0
+        self._require_progress(last_step=step - 1)
+        self.progress.loss = row["loss"]
+        log.metrics(step, row)
+        scale = f" scale {row['loss_scale']:g}" if self._parts.step.loss_scale.scaling else ""
+        bar.advance(0, f"loss {row['loss']:.4f}{scale} {speed:.1f} patches/s")
+
+    def _validate_if_due(self, log: MetricsLog) -> None:
+        progress, train = self.progress, self._config.train
+        due = progress.step == train.steps or progress.step % train.validate_every == 0
+        if not due or progress.validated == progress.step:
+            return
+        results = evaluate_prepared(
+            self._forward, self._parts.validation, self._parts.plan, self._config, distances=False
+        )
+        summary = quick_summary(results, self._config)
+        figures = headline_figures(summary)
+        score = selection_score(figures, train.selection)
+        best = score > tuple(progress.best_score)
+        if best:
+            save_model(self._parts.model, self.model_path)
+            progress.best_step, progress.best_score = progress.step, score
+        decision = self._parts.hybrid.on_validation(summary)
+        progress.validated = progress.step
+        log.validation(progress.step, {**figures, "best": float(best)}, note=decision or "")
+        self._say(figures, best, decision)
+        self._save()
+
+    def _say(self, figures: dict[str, float], best: bool, decision: str | None) -> None:
+        shown = {
+            "lesion F1": "lesion_f1",
+            "small-lesion recall": "small_lesion_recall",
+            "false positives/scan": "fp_per_scan",
+            "Dice": "dice",
+        }
+        loss = "-" if self.progress.loss is None else f"{self.progress.loss:.4f}"
+        text = f"step {self.progress.step}/{self._config.train.steps}: loss {loss}"
+        text += "".join(f", {name} {figures[key]:.3f}" for name, key in shown.items())
+        text += ", best so far" if best else ""
+        CONSOLE.print(text if decision is None else f"{text}; {decision}", markup=False, soft_wrap=True)
+
+    def _save(self) -> None:
+        now = time.perf_counter()
+        info = {
+            "progress": asdict(self.progress) | {"seconds": self.progress.seconds + now - self._began},
+            "pending": self._means.pending(),
+        }
+        self._checkpoints.save(self.progress.step, self._parts.step.state(), info, best_step=self.progress.best_step)
+        self._saved = time.perf_counter()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        restore(self._parts.step.state(), checkpoint)
+        self.progress = Progress(**checkpoint.info["progress"])
+        self._means = StepMeans(checkpoint.info["pending"])
+        CONSOLE.print(f"going on from step {checkpoint.step} of {self._config.train.steps}", markup=False)
+
+    def seconds(self) -> float:
+        """Time spent training and validating, over all sessions."""
+        return self.progress.seconds + time.perf_counter() - self._began

@@ -1,0 +1,198 @@
+"""One run from a configuration to a trained model with its validation report."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from rich.console import Console
+from rich.table import Table
+
+from segment.config import Config
+from segment.data.cases import Case
+from segment.data.planning import Plan
+from segment.data.preprocessing import PreparedCase, prepare_cases
+from segment.errors import InputError
+from segment.files import write_json
+from segment.losses import build_hybrid
+from segment.model import build_unet
+from segment.progress import CONSOLE
+from segment.training.distribution import check_batch_size, make_strategy
+from segment.training.interruption import Interrupted, stop_on_signals
+from segment.training.loop import Loop, Parts
+from segment.training.manifest import commit, hardware, peak_memory_gib, versions
+from segment.training.optimizers import make_optimizer
+from segment.training.precision import (
+    LossScale,
+    compute_capabilities,
+    precision_policy,
+    read_cpu_flags,
+    resolve_precision,
+)
+from segment.training.run_folder import RunData, open_run
+from segment.training.step import TrainStep, weights_of
+from segment.training.validation import headline_figures, make_forward, write_validation
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        run_dir: The run folder.
+        exit_code: 0 when it is done, 130 or 143 when a signal stopped it after a checkpoint.
+        step: Steps done.
+        best_step: The step whose model is kept; None before the first validation.
+        summary: Of the validation report of that model; None unless the run is done.
+    """
+
+    run_dir: Path
+    exit_code: int
+    step: int
+    best_step: int | None
+    summary: dict[str, Any] | None
+
+
+def train(config: Config, *, resume: bool, force: bool) -> TrainResult:
+    """Trains one model and reports on its validation cases.
+
+    The run folder then holds config.yaml, plan.json, split.json, data.json, manifest.json, metrics.csv, validation.csv,
+    tensorboard/, checkpoints/, model.keras (the best model) and validation/ (masks and report). On SIGTERM or Ctrl-C the
+    step is finished and a checkpoint written.
+
+    Args:
+        config: All options.
+        resume: Go on from the newest whole checkpoint; on a CPU the result is the same to the last bit.
+        force: Replace a run folder of an earlier run.
+
+    Raises:
+        InputError: The run folder, the data or the configuration cannot be used, or the training cannot go on.
+    """
+    data = open_run(config, resume=resume, force=force)
+    cache = config.run_dir / "cache"
+    prepared = prepare_cases([*data.train, *data.validation], data.plan, cache_dir=cache, workers=config.data.workers)
+    sides = prepared[: len(data.train)], prepared[len(data.train) :]
+    precision = resolve_precision(
+        config.train.precision, compute_capabilities=compute_capabilities(), cpu_flags=read_cpu_flags()
+    )
+    parts = _build(config, data.plan, precision, *sides)
+    manifest = _manifest(config, data, precision, parts.strategy)
+    write_json(config.run_dir / "manifest.json", manifest)
+    with stop_on_signals() as stop:
+        loop = Loop(config, parts, stop)
+        try:
+            loop.run()
+            summary = _finish(config, data, sides[1], loop, before=stop.check)
+        except Interrupted as interrupted:
+            CONSOLE.print(
+                f"stopped at step {loop.progress.step} of {config.train.steps}; everything is kept in {config.run_dir}: "
+                "give the same command with --resume to go on",
+                markup=False,
+                soft_wrap=True,
+            )
+            return TrainResult(config.run_dir, interrupted.code, loop.progress.step, loop.progress.best_step, None)
+    progress = loop.progress
+    ending = {"finished": True, "seconds": round(loop.seconds(), 1), "best_step": progress.best_step}
+    write_json(config.run_dir / "manifest.json", manifest | ending | {"peak_memory_gib": round(peak_memory_gib(), 2)})
+    shutil.rmtree(cache, ignore_errors=True)  # can be made again, and is larger than all the rest
+    _print_table(config, loop, summary)
+    return TrainResult(config.run_dir, 0, progress.step, progress.best_step, summary)
+
+
+def _build(
+    config: Config, plan: Plan, precision: str, training: list[PreparedCase], validation: list[PreparedCase]
+) -> Parts:
+    """Everything with variables, under the precision policy and the strategy's scope."""
+    options = config.train
+    strategy = make_strategy(options.strategy)
+    check_batch_size(options.batch_size, strategy.num_replicas_in_sync)
+    with precision_policy(precision), strategy.scope():
+        model = build_unet(plan, seed=config.seed)
+        hybrid = build_hybrid(config.loss)
+        optimizer = make_optimizer(
+            weights_of(model), list(hybrid.trainable_variables), strategy=strategy, config=options.optimizer
+        )
+        loss_scale = LossScale(options.loss_scale, scaling=precision == "mixed_float16")
+    step = TrainStep(
+        strategy=strategy,
+        model=model,
+        hybrid=hybrid,
+        optimizer=optimizer,
+        loss_scale=loss_scale,
+        clip_norm=options.optimizer.clip_norm,
+        batch_size=options.batch_size,
+    )
+    return Parts(strategy, model, hybrid, step, plan, training, validation)
+
+
+def _manifest(config: Config, data: RunData, precision: str, strategy: tf.distribute.Strategy) -> dict[str, Any]:
+    return {
+        "finished": False,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": versions(),
+        "commit": commit(),
+        "hardware": hardware(),
+        "precision": precision,
+        "strategy": type(strategy).__name__,
+        "replicas": strategy.num_replicas_in_sync,
+        "seed": config.seed,
+        "data": data.hashes,
+        "findings": [asdict(finding) for finding in data.findings],
+    }
+
+
+def _finish(
+    config: Config, data: RunData, validation: list[PreparedCase], loop: Loop, *, before: Any
+) -> dict[str, Any]:
+    """Writes validation/ with the model file as inference will load it, not with the weights in memory."""
+    try:
+        model = tf.keras.models.load_model(loop.model_path, compile=False)
+    except (OSError, ValueError) as cause:
+        raise InputError(f"cannot read {loop.model_path}: {cause}; start the run again with --force") from cause
+    hashes = {path: data.hashes[path] for path in _files(data.validation)}
+    return write_validation(
+        make_forward(model, before=before),
+        validation,
+        data.plan,
+        config,
+        folder=config.run_dir / "validation",
+        inputs=hashes,
+    )
+
+
+def _files(cases: tuple[Case, ...]) -> list[str]:
+    return [str(path) for case in cases for path in (*case.image_paths, case.label_path) if path is not None]
+
+
+def _print_table(config: Config, loop: Loop, summary: dict[str, Any]) -> None:
+    """The result on standard output, with the command that uses it."""
+    figures = headline_figures(summary)
+    loss = math.nan if loop.progress.loss is None else loop.progress.loss
+    table = Table(
+        title=f"{config.run_dir}: {loop.progress.step} steps in {loop.seconds() / 60:.1f} min", title_justify="left"
+    )
+    table.add_column("validation, best model")
+    table.add_column(f"step {loop.progress.best_step}", justify="right")
+    rows = {
+        "training loss (last)": loss,
+        "lesion F1": figures["lesion_f1"],
+        "small-lesion recall": figures["small_lesion_recall"],
+        "false positives per scan": figures["fp_per_scan"],
+        "Dice": figures["dice"],
+        "IoU": figures["iou"],
+    }
+    for name, value in rows.items():
+        table.add_row(name, f"{value:.3f}" if math.isfinite(value) else "undefined")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"report:  {config.run_dir / 'validation' / 'report' / 'report.html'}", markup=False, soft_wrap=True)
+    console.print(
+        f"next:    python scripts/infer.py --run {config.run_dir} --input SCANS --output PREDICTIONS",
+        markup=False,
+        soft_wrap=True,
+    )

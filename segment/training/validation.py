@@ -1,0 +1,195 @@
+"""Whole-volume validation: the network on whole scans, measured on their own grids as a reader would see the masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from segment.config import Config
+from segment.data.planning import Plan
+from segment.data.preprocessing import PreparedCase, to_original
+from segment.data.scan import read_mask, read_scan, write_mask
+from segment.errors import InputError
+from segment.evaluation.metrics import CaseResult, evaluate_case
+from segment.evaluation.pictures import CasePictures
+from segment.evaluation.summary import summarise
+from segment.evaluation.tables import write_report
+from segment.files import atomic_path
+from segment.inference.tiles import predict_volume, to_mask
+
+Forward = Callable[[np.ndarray], np.ndarray]
+
+
+def make_forward(model: tf.keras.Model, *, before: Callable[[], None]) -> Forward:
+    """The model as a function of NumPy arrays, compiled once for each size of batch.
+
+    Args:
+        model: With one output, or a list of them of which the first, the finest, is taken.
+        before: Called before each batch; may raise to stop a long prediction.
+
+    Returns:
+        Function from float32 [b, *patch, channels] to float32 logits [b, *patch, classes].
+    """
+
+    @tf.function(autograph=False)
+    def compiled(image: tf.Tensor) -> tf.Tensor:
+        outputs = model(image, training=False)
+        return outputs[0] if isinstance(outputs, list | tuple) else outputs
+
+    def forward(image: np.ndarray) -> np.ndarray:
+        before()
+        return compiled(tf.constant(image, tf.float32)).numpy()
+
+    return forward
+
+
+def predict_case(forward: Forward, case: PreparedCase, plan: Plan, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Predicts a prepared case on the grid of its own scan.
+
+    Returns:
+        mask uint8 [X, Y, Z] of the dataset's label values, and probabilities float32 [X, Y, Z, classes].
+    """
+    options = config.inference
+    on_network_grid = predict_volume(
+        forward, case.image(), plan, overlap=options.overlap, window_batch=options.window_batch
+    )
+    probabilities = to_original(on_network_grid, case.placement)
+    mask = to_mask(
+        probabilities,
+        plan,
+        threshold=options.threshold,
+        min_lesion_mm3=options.min_lesion_mm3,
+        voxel_mm3=case.placement.grid.voxel_mm3,
+    )
+    return mask, probabilities
+
+
+def evaluate_prepared(
+    forward: Forward,
+    prepared: Sequence[PreparedCase],
+    plan: Plan,
+    config: Config,
+    *,
+    distances: bool,
+    keep: Callable[[PreparedCase, np.ndarray], None] | None = None,
+) -> list[CaseResult]:
+    """Predicts every case and compares it with its label file, one result for each case and class.
+
+    Args:
+        forward: Of `make_forward`.
+        prepared: Cases with labels.
+        plan: Of the model.
+        config: `inference` and `evaluation` are used.
+        distances: With HD95 and surface Dice, and with the greatest probability in each lesion; slower.
+        keep: Called with each case and its mask, for example to write it.
+
+    Raises:
+        InputError: A label file has vanished or changed its grid.
+    """
+    results = []
+    for case in prepared:
+        mask, probabilities = predict_case(forward, case, plan, config)
+        if keep is not None:
+            keep(case, mask)
+        label, grid = _read_label(case)
+        for channel, (name, value) in enumerate(plan.label_values.items()):
+            results.append(
+                evaluate_case(
+                    case.case.case_id,
+                    label,
+                    mask,
+                    grid,
+                    config=config.evaluation,
+                    value=value,
+                    class_name=name,
+                    probability=probabilities[..., channel] if distances else None,
+                    distances=distances,
+                )
+            )
+    return results
+
+
+def _read_label(case: PreparedCase) -> tuple[np.ndarray, Any]:
+    if case.case.label_path is None:
+        raise InputError(f"case {case.case.case_id}: expected a label file for validation, found none")
+    label, grid = read_mask(case.case.label_path)
+    if not grid.matches(case.placement.grid):
+        raise InputError(f"case {case.case.case_id}: {case.case.label_path} changed its grid since the run began")
+    return label, grid
+
+
+def quick_summary(results: Sequence[CaseResult], config: Config) -> dict[str, Any]:
+    """`summarise` for a validation during training, whose intervals nobody reads: one bootstrap draw."""
+    quick = config.evaluation.model_copy(update={"bootstrap_draws": 1})
+    return summarise(results, config=quick, seed=config.seed, inputs={})
+
+
+def headline_figures(summary: dict[str, Any]) -> dict[str, float]:
+    """The figures of a summary that the log, the line on the terminal and the final table show; NaN where undefined."""
+    micro, macro = summary["micro"], summary["macro"]
+    figures = {
+        "lesion_f1": micro["iou10"]["f1"],
+        "lesion_recall": micro["iou10"]["recall"],
+        "lesion_precision": micro["iou10"]["precision"],
+        "small_lesion_recall": micro["small_lesion_recall"],
+        "fp_per_scan": micro["fp_per_scan"],
+        "dice": macro["dice"]["mean"],
+        "iou": macro["iou"]["mean"],
+    }
+    return {name: float("nan") if value is None else float(value) for name, value in figures.items()}
+
+
+def selection_score(figures: dict[str, float], selection: str) -> tuple[float, float]:
+    """What decides which model is kept: (the figure named by `train.selection`, Dice), compared in this order.
+
+    An undefined figure counts as -1, below every defined one.
+    """
+    main, dice = (figures[name] if np.isfinite(figures[name]) else -1.0 for name in (selection, "dice"))
+    return main, dice
+
+
+def save_model(model: tf.keras.Model, path: Path) -> None:
+    """Writes the model file atomically. Raises InputError when it cannot be written."""
+    with atomic_path(path) as temporary:
+        model.save(temporary)
+
+
+def write_validation(
+    forward: Forward,
+    prepared: Sequence[PreparedCase],
+    plan: Plan,
+    config: Config,
+    *,
+    folder: Path,
+    inputs: dict[str, str],
+) -> dict[str, Any]:
+    """Predicts the validation cases once more in full: masks/CASE.nii.gz and report/ in `folder`.
+
+    Args:
+        inputs: SHA-256 by path of the files that were read, for the report.
+
+    Returns:
+        The report's summary.
+    """
+    masks = folder / "masks"
+    masks.mkdir(parents=True, exist_ok=True)
+
+    def keep(case: PreparedCase, mask: np.ndarray) -> None:
+        scan = read_scan(case.case, with_label=False)
+        write_mask(masks / f"{case.case.case_id}.nii.gz", mask, scan.grid, scan.header)
+
+    results = evaluate_prepared(forward, prepared, plan, config, distances=True, keep=keep)
+    by_id = {case.case.case_id: case for case in prepared}
+
+    def pictures(case_id: str) -> CasePictures | None:
+        scan = read_scan(by_id[case_id].case, with_label=True)
+        mask, _ = read_mask(masks / f"{case_id}.nii.gz")
+        return None if scan.label is None else CasePictures(scan.image[..., 0], scan.label, mask, scan.grid)
+
+    return write_report(
+        results, folder / "report", config=config.evaluation, seed=config.seed, inputs=inputs, scans=pictures
+    )

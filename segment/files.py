@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as cause:
-        raise InputError(f"cannot write {path}: {cause.strerror or cause}; free space or choose another folder") from cause
+        reason = cause.strerror or cause
+        raise InputError(f"cannot write {path}: {reason}; free space or choose another folder") from cause
     finally:
-        temporary.unlink(missing_ok=True)
+        # Where there is nothing to remove, because the folder itself could not be made, its own error has been raised.
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -87,8 +90,13 @@ def sha256_of(path: Path) -> str:
 MARKER = ".segment-output"  # tells our output folders from anybody else's, so that --force empties no other
 
 
-def claim_folder(folder: Path, *, force: bool = False, resume: bool = False) -> None:
+def claim_folder(folder: Path, *, force: bool = False, resume: bool | None = None) -> None:
     """Makes an output folder ready: a new or empty one as it is; one of ours with `resume` (kept) or `force` (emptied).
+
+    Args:
+        folder: Made when it is missing.
+        force: Empty it, if this package made it.
+        resume: Keep what is in it; None where the command has no such flag.
 
     Raises:
         InputError: It holds files and neither was given, `force` on a folder that this package did not make,
@@ -99,11 +107,15 @@ def claim_folder(folder: Path, *, force: bool = False, resume: bool = False) -> 
             raise InputError(f"output {folder} is a file, expected a folder; choose another path")
         if folder.is_dir() and any(entry.name != MARKER for entry in folder.iterdir()) and not resume:
             if not force:
-                raise InputError(f"output folder {folder} already holds files; pass --resume to go on or --force to replace it")
+                ways = "--force to replace it" if resume is None else "--resume to go on or --force to replace it"
+                raise InputError(f"output folder {folder} already holds files; pass {ways}")
             if not (folder / MARKER).exists():
-                raise InputError(f"--force replaces only output folders made by segment, and {folder} is none; choose another path")
+                raise InputError(
+                    f"--force replaces only output folders made by segment, and {folder} is none; choose another path"
+                )
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARKER).touch()
     except OSError as cause:
-        raise InputError(f"cannot write to output folder {folder}: {cause.strerror or cause}; choose another path") from cause
+        reason = cause.strerror or cause
+        raise InputError(f"cannot write to output folder {folder}: {reason}; choose another path") from cause

@@ -62,14 +62,11 @@ def make_report(case_ids: Sequence[str], *, side: int = 48, lesions: int = 8, pr
                 pictures.grid,
                 config=CONFIG,
                 probability=probability if probabilities else None,
+                froc=probabilities,
             )
         )
-    summary = summarise(results, config=CONFIG, seed=0, inputs={"labels/a.nii.gz": "0" * 64})
-    if probabilities:
-        summary["operating_point"] = {"threshold": 0.5, "min_lesion_mm3": 3.0}
-        points = [(0.05, 0.9, 9.0), (0.2, 0.8, 4.0), (0.5, 0.65, 1.2), (0.8, 0.5, 0.4), (0.99, 0.1, 0.0)]
-        names = ("threshold", "recall", "fp_per_scan")
-        summary["froc"] = {"points": [dict(zip(names, point, strict=True)) for point in points]}
+    point = {"threshold": 0.5, "min_lesion_mm3": 3.0} if probabilities else None
+    summary = summarise(results, config=CONFIG, seed=0, inputs={"labels/a.nii.gz": "0" * 64}, operating_point=point)
     return MadeReport(summary, sorted_cases(results), sorted_lesions(results), arrays)
 
 

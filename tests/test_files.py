@@ -21,15 +21,31 @@ class TestAtomicPath:
     def test_a_failed_block_leaves_the_old_file_and_no_temporary_one(self, tmp_path: Path) -> None:
         target = tmp_path / "a.txt"
         target.write_text("old")
-        with pytest.raises(KeyError), atomic_path(target) as temporary:
-            temporary.write_text("half")
-            raise KeyError("stopped")
+
+        def write_half() -> None:
+            with atomic_path(target) as temporary:
+                temporary.write_text("half")
+                raise KeyError("stopped")
+
+        with pytest.raises(KeyError):
+            write_half()
         assert target.read_text() == "old"
         assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 
     def test_a_full_disk_is_one_line_that_names_the_file(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"cannot write .*a\.txt: No space left on device"), atomic_path(tmp_path / "a.txt"):
-            raise OSError(errno.ENOSPC, "No space left on device")
+        full = OSError(errno.ENOSPC, "No space left on device")
+        message = r"cannot write .*a\.txt: No space left on device"
+        with pytest.raises(InputError, match=message), atomic_path(tmp_path / "a.txt"):
+            raise full
+
+    def test_a_file_where_the_folder_should_be(self, tmp_path: Path) -> None:
+        (tmp_path / "taken").touch()
+        with pytest.raises(InputError, match=r"cannot write .*a\.txt: (File exists|Not a directory)"):
+            write_text(tmp_path / "taken" / "a.txt", "x")
+
+    def test_a_name_that_is_too_long(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="File name too long"):
+            write_text(tmp_path / ("x" * 300), "x")
 
     def test_the_temporary_name_keeps_the_suffixes(self, tmp_path: Path) -> None:
         with atomic_path(tmp_path / "mask.nii.gz") as temporary:
@@ -39,7 +55,8 @@ class TestAtomicPath:
 
 class TestJson:
     def test_nan_and_infinity_become_null(self, tmp_path: Path) -> None:
-        write_json(tmp_path / "a.json", {"x": float("nan"), "y": [np.float32("inf"), np.int64(3)], 4: (Path("p"), True)})
+        values = {"x": float("nan"), "y": [np.float32("inf"), np.int64(3)], 4: (Path("p"), True)}
+        write_json(tmp_path / "a.json", values)
         assert read_json(tmp_path / "a.json") == {"x": None, "y": [None, 3], "4": ["p", True]}
 
     def test_arrays_become_lists(self) -> None:
@@ -69,7 +86,7 @@ class TestClaimFolder:
     def test_an_existing_one_is_refused_and_kept(self, tmp_path: Path) -> None:
         claim_folder(tmp_path / "out")
         (tmp_path / "out" / "result").touch()
-        with pytest.raises(InputError, match="already holds files; pass --resume to go on or --force"):
+        with pytest.raises(InputError, match="already holds files; pass --force to replace it"):
             claim_folder(tmp_path / "out")
         assert (tmp_path / "out" / "result").exists()
 

@@ -213,9 +213,13 @@ class TestMixedPrecision:
 
 
 LOAD = """
-import sys, numpy as np, tensorflow as tf
-tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+import sys
+import numpy as np
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import segment.model
+
 folder = sys.argv[1]
 model = tf.keras.models.load_model(folder + "/model.keras", safe_mode=True)
 batch = np.load(folder + "/batch.npy")
@@ -226,19 +230,20 @@ for output, name in zip(model(batch), ("fine", "coarse")):
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 with strategy.scope():
     mirrored = tf.keras.models.load_model(folder + "/model.keras", safe_mode=True)
+
 def gradients(net, images):
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(tf.square(net(images, training=True)[0]))
+        loss = sum(tf.reduce_sum(tf.square(output)) for output in net(images, training=True))
     return tape.gradient(loss, net.trainable_variables)
-@tf.function
-def replicas():
-    def one():
-        sample = tf.gather(batch, [tf.distribute.get_replica_context().replica_id_in_sync_group])
-        return tf.distribute.get_replica_context().all_reduce("SUM", gradients(mirrored, tf.ensure_shape(sample, (1, *batch.shape[1:]))))
-    return strategy.run(one)
-found = [strategy.experimental_local_results(value)[0] for value in replicas()]
+
+def one_replica():
+    context = tf.distribute.get_replica_context()
+    sample = tf.gather(batch, [context.replica_id_in_sync_group])
+    return context.all_reduce("SUM", gradients(mirrored, tf.ensure_shape(sample, (1, *batch.shape[1:]))))
+
+found = tf.function(lambda: strategy.run(one_replica))()
 for one, other in zip(found, gradients(model, batch), strict=True):
-    np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(strategy.experimental_local_results(one)[0], other, rtol=1e-3, atol=1e-3)
 """
 
 

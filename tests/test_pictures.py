@@ -14,7 +14,6 @@ from segment.evaluation.drawing import encode_png, outline
 from segment.evaluation.pictures import CasePictures, CaseViewer, Spot, direction_letters, grey_window
 
 
-
 def decode(png: bytes) -> np.ndarray:
     return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
 
@@ -26,7 +25,8 @@ def corners(path: str) -> list[np.ndarray]:
         points = []
         for command, first, second in re.findall(r"([Mhv])(-?\d+)(?: (-?\d+))?", subpath):
             x, y = points[-1] if points else (0, 0)
-            points.append({"M": (int(first), int(second or 0)), "h": (x + int(first), y), "v": (x, y + int(first))}[command])
+            places = {"M": (int(first), int(second or 0)), "h": (x + int(first), y), "v": (x, y + int(first))}
+            points.append(places[command])
         shapes.append(np.array(points))
     return shapes
 
@@ -105,7 +105,7 @@ def phantom() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def viewer(order: tuple[int, int, int] = (0, 1, 2), flips: tuple[int, int, int] = (1, 1, 1)) -> CaseViewer:
-    """The phantom stored with its axes permuted and flipped, spacing 1 x 2 x 3 mm along x, y, z, corner at the origin."""
+    """The phantom stored with its axes permuted and flipped; 1 x 2 x 3 mm along x, y, z, corner at the origin."""
     arrays = phantom()
     spacing, size = np.array([1.0, 2.0, 3.0]), np.array(arrays[0].shape)
     affine = np.eye(4)

@@ -140,7 +140,10 @@ class TestJson:
         [
             ({"patch_size": None}, "malformed"),
             ({"patch_size": [64, 64]}, "malformed"),
-            ({"patch_size": [64, 64, 60]}, r"patch_size \(64, 64, 60\) is not a multiple of the total stride \(8, 8, 8\)"),
+            (
+                {"patch_size": [64, 64, 60]},
+                r"patch_size \(64, 64, 60\) is not a multiple of the total stride \(8, 8, 8\)",
+            ),
             ({"filters": [8, 16]}, "2 filters need 2 kernels and 1 strides, found 4 and 3"),
             ({"kernels": [[3, 3]] * 4}, "2 or 3 values in every stride and kernel"),
             ({"spacing_mm": [1, 1, 0]}, "spacing_mm above 0"),

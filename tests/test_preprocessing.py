@@ -161,7 +161,9 @@ class TestThereAndBack:
     def test_constant_stays_constant_inside_the_crop(self) -> None:
         image = np.zeros((10, 10, 10), np.float32)
         image[2:9, 3:8, 1:10] = 5
-        _, _, placement = to_network(make_scan(image, np.diag([1, 2, 3, 1])), make_test_plan(spacing_mm=(1.3, 1.3, 1.3)))
+        _, _, placement = to_network(
+            make_scan(image, np.diag([1, 2, 3, 1])), make_test_plan(spacing_mm=(1.3, 1.3, 1.3))
+        )
         found = to_original(np.full((*placement.shape, 1), 0.3, np.float32), placement)
         np.testing.assert_array_equal(found[..., 0], np.where(image > 0, np.float32(0.3), 0))
 

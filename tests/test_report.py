@@ -13,11 +13,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-
 from report_fixture import SCRIPT, MadeReport, make_report
+
 from segment.errors import InputError
 from segment.evaluation import report, report_sections
-from segment.evaluation.page import LANGUAGES, TEMPLATES, number, page_labels
+from segment.evaluation.page import DASH, LANGUAGES, TEMPLATES, number, page_labels
 from segment.evaluation.pictures import CasePictures
 
 CASE_IDS = [SCRIPT, "case_01", "case_02", "case_03", "case_04"]
@@ -83,7 +83,7 @@ class TestSelfContained:
         assert not re.search(r"(?:https?:)?//[\w.]+\.\w+|@import|url\(", text)
 
     def test_policy_allows_this_style_and_script_only(self, page):
-        policy = next(value for tag, name, value in page.attributes if tag == "meta" and value.startswith("default-src"))
+        policy = next(value for tag, _, value in page.attributes if tag == "meta" and value.startswith("default-src"))
         assert policy.startswith("default-src 'none'; img-src data:; ")
         assert "unsafe" not in policy
         for name in ("style", "script"):
@@ -107,7 +107,8 @@ class TestEscaping:
         assert SCRIPT in page.text
 
     def test_every_field_from_outside(self, made, tmp_path):
-        summary = {**made.summary, "notes": [f"{SCRIPT}: note"], "inputs": {f"{SCRIPT}.nii": "0"}, "classes": [SCRIPT, "b"]}
+        outside = {"notes": [f"{SCRIPT}: note"], "inputs": {f"{SCRIPT}.nii": "0"}, "classes": [SCRIPT, "b"]}
+        summary = {**made.summary, **outside}
         cases = [{**case, "class": SCRIPT} for case in made.cases]
         lesions = [{**lesion, "class": SCRIPT, "size_bin": SCRIPT} for lesion in made.lesions]
         odd = replace(made, summary=summary, cases=cases, lesions=lesions)
@@ -182,12 +183,13 @@ class TestLanguages:
             assert all(label.strip() for label in texts), key
 
     def test_no_label_is_unused(self):
-        sources = [path.read_text(encoding="utf-8") for path in TEMPLATES.parent.rglob("*.*") if path.suffix in (".py", ".html")]
+        files = [path for path in TEMPLATES.parent.rglob("*.*") if path.suffix in (".py", ".html")]
+        source = "\n".join(path.read_text(encoding="utf-8") for path in files)
         built = ("status_", "reason_", "iou_mean", "dice_mean", "run_")  # put together from a prefix
         unused = [
             key
             for key in page_labels("en")
-            if not key.startswith(built) and not any(re.search(rf"""\bt\.{key}\b|["']{key}["']""", source) for source in sources)
+            if not key.startswith(built) and not re.search(rf"""\bt\.{key}\b|["']{key}["']""", source)
         ]
         assert unused == []
 
@@ -264,6 +266,8 @@ class _Asked(dict):
         return super().get(key, default)
 
 
-@pytest.mark.parametrize(("value", "digits", "text"), [(None, 2, "–"), (0.125, 2, "0.12"), (-0.04, 1, "0.0"), (-1.26, 1, "-1.3")])
+@pytest.mark.parametrize(
+    ("value", "digits", "text"), [(None, 2, DASH), (0.125, 2, "0.12"), (-0.04, 1, "0.0"), (-1.26, 1, "-1.3")]
+)
 def test_numbers_as_printed(value, digits, text):
     assert number(value, digits) == text

@@ -8,7 +8,7 @@ import pytest
 
 from segment.evaluation import charts
 from segment.evaluation.charts import CasePoint, FrocPoint, RecallBar, percent
-from segment.evaluation.page import page_labels
+from segment.evaluation.page import DASH, page_labels
 from segment.evaluation.report_rows import case_anchors, case_table, lesion_table
 
 LABELS = page_labels("en")
@@ -154,18 +154,21 @@ class TestCharts:
     def test_histogram_with_its_misses(self):
         svg = charts.histogram_chart([4, 0, 1], 3, LABELS)
         # Of an axis up to 4: the first bin, the misses in it, an empty bin, one lesion.
-        assert attribute(svg, "rect", "height") == pytest.approx([self.PLOT, self.PLOT * 3 / 4, 0, self.PLOT / 4], abs=0.06)
+        heights = [self.PLOT, self.PLOT * 3 / 4, 0, self.PLOT / 4]
+        assert attribute(svg, "rect", "height") == pytest.approx(heights, abs=0.06)
 
     def test_empty_histogram(self):
         assert "<svg" in charts.histogram_chart([0] * 10, 0, LABELS)
 
     def test_froc_is_logarithmic_and_marks_the_operating_point(self):
-        points = [FrocPoint(0.9, 0.0, 0.0), FrocPoint(0.5, 1.0, 0.5), FrocPoint(0.1, 20.0, 1.0)]
+        points = [FrocPoint(0.9, 0.0, 0.0, None), FrocPoint(0.5, 1.0, 0.5, 0.25), FrocPoint(0.1, 20.0, 1.0, None)]
         svg = charts.froc_chart(points, points[1], LABELS)
         width = charts.WIDTH - charts.LEFT - charts.RIGHT
-        # 1 is the middle of 1/8 to 8; rates beyond the axis sit at its ends.
-        places = [charts.LEFT, charts.LEFT + width / 2, charts.LEFT + width, charts.LEFT + width / 2]
-        assert attribute(svg, "circle", "cx") == pytest.approx(places, abs=0.06)
+        left, middle, right = charts.LEFT, charts.LEFT + width / 2, charts.LEFT + width
+        # 1 is the middle of 1/8 to 8; rates beyond the axis sit at its ends. All lesions, small ones, then both rings.
+        assert attribute(svg, "circle", "cx") == pytest.approx([left, middle, right, middle, middle, middle], abs=0.06)
+        heights = [charts.TOP + self.PLOT * share for share in (1, 0.5, 0, 0.75, 0.5, 0.75)]
+        assert attribute(svg, "circle", "cy") == pytest.approx(heights, abs=0.06)
         assert "Operating point 0.5" in svg
 
     def test_cases_from_worst_to_best_and_undefined_last(self):
@@ -180,7 +183,7 @@ class TestCharts:
         assert "<script>" not in svg
 
     @pytest.mark.parametrize(
-        ("share", "text"), [(None, "–"), (0.0, "0%"), (0.001, "1%"), (0.666, "67%"), (0.999, "99%"), (1.0, "100%")]
+        ("share", "text"), [(None, DASH), (0.0, "0%"), (0.001, "1%"), (0.666, "67%"), (0.999, "99%"), (1.0, "100%")]
     )
     def test_percent_rounds_to_all_or_none_only_where_it_is(self, share, text):
         assert percent(share) == text

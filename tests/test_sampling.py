@@ -128,17 +128,18 @@ class TestReadPatch:
 SHARED = Path(os.environ.get("SEGMENT_SHARED", "")) / "data" / "ms"
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> list[PreparedCase]:
+    plan = make_test_plan(channels=2, patch_size=(64, 64, 64))
+    cases = find_dataset(SHARED, layout="nnunet").cases
+    return prepare_cases(cases, plan, cache_dir=tmp_path_factory.mktemp("cache"), workers=2)
+
+
 @pytest.mark.skipif(
     not os.environ.get("SEGMENT_SHARED") or not SHARED.is_dir(), reason="set SEGMENT_SHARED to the folder with data/ms"
 )
 class TestRealLesions:
     DRAWS = 2000
-
-    @pytest.fixture(scope="class")
-    def prepared(self, tmp_path_factory: pytest.TempPathFactory) -> list[PreparedCase]:
-        plan = make_test_plan(channels=2, patch_size=(64, 64, 64))
-        cases = find_dataset(SHARED, layout="nnunet").cases
-        return prepare_cases(cases, plan, cache_dir=tmp_path_factory.mktemp("cache"), workers=2)
 
     def test_every_lesion_is_seen_and_small_ones_as_often(self, prepared: list[PreparedCase]) -> None:
         assert [len(case.lesions) for case in prepared] == [98, 19]

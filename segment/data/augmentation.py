@@ -155,9 +155,11 @@ class Augmenter:
         """
         pipeline = self._pipeline()
         # Compose would hand the same seed to every transform, and all would draw the same numbers.
-        for transform, child in zip(pipeline.transforms, seed.spawn(len(pipeline.transforms)), strict=True):
-            state = child.generate_state(4)
-            transform.set_random_state(np.random.default_rng(child), random.Random(state.tobytes()))
+        for index, transform in enumerate(pipeline.transforms):
+            # Not seed.spawn, which counts its calls: the same seed would give something else the second time.
+            child = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, index))
+            state = child.generate_state(4).tobytes()
+            transform.set_random_state(np.random.default_rng(child), random.Random(state))
         changed = pipeline(volume=image, mask3d=label)
         return changed["volume"], changed["mask3d"]
 

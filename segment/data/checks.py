@@ -80,8 +80,7 @@ def audit_dataset(dataset: Dataset, *, workers: int) -> list[Finding]:
     findings += _duplicates(dataset, reports)
     known = [report.has_foreground for report in reports if report.has_foreground is not None]
     if known and not any(known):
-        message = f"dataset {dataset.root}: expected a label with foreground, found {len(known)} empty ones; add labelled cases"
-        findings.append(Finding("", str(dataset.root), "error", "all_labels_empty", message))
+        findings.append(Finding("", str(dataset.root), "error", "all_labels_empty", _all_empty(dataset, len(known))))
     return findings
 
 
@@ -113,10 +112,14 @@ def check_dataset(dataset: Dataset, *, workers: int, skip_invalid: bool) -> tupl
         raise InputError(f"dataset {dataset.root}: expected a valid case, found none of {len(dataset.cases)}{first}")
     empty = {finding.case_id for finding in findings if finding.kind == "empty_label"}
     if all(case.case_id in empty for case in cases):
-        raise InputError(
-            f"dataset {dataset.root}: expected a label with foreground, found {len(cases)} empty ones; add labelled cases"
-        )
+        raise InputError(_all_empty(dataset, len(cases)))
     return replace(dataset, cases=cases), findings
+
+
+def _all_empty(dataset: Dataset, labels: int) -> str:
+    return (
+        f"dataset {dataset.root}: expected a label with foreground, found {labels} empty ones; add cases with lesions"
+    )
 
 
 def _inspect(case: Case, dataset: Dataset) -> _Report:
@@ -215,10 +218,7 @@ def _label_problem(values: np.ndarray, dataset: Dataset) -> tuple[str, str] | No
     if unknown:
         found = ", ".join(f"{value:g}" for value in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         text = ", ".join(f"{value} ({name})" for name, value in named.items())
-        return (
-            "label_values",
-            f"expected the values {text}, found {found} too; relabel or name it",
-        )
+        return "label_values", f"expected the values {text}, found {found} too; relabel or name them in the dataset"
     return None
 
 
@@ -231,8 +231,8 @@ def _duplicates(dataset: Dataset, reports: list[_Report]) -> list[Finding]:
             other = next((entry for entry in seen[digest] if entry[0].patient_id != case.patient_id), None)
             if other is not None:
                 message = (
-                    f"case {case.case_id}: {path}: expected another image than case {other[0].case_id} of another patient, "
-                    f"found the same voxels as {other[1]}; remove one or name one patient for both"
+                    f"case {case.case_id}: {path}: expected another image than case {other[0].case_id} of another "
+                    f"patient, found the same voxels as {other[1]}; remove one or name one patient for both"
                 )
                 findings.append(Finding(case.case_id, str(path), "warning", "duplicate", message))
             seen[digest].append((case, path))

@@ -138,7 +138,9 @@ def spline_orders(spacing_mm: Sequence[float], target_mm: Sequence[float]) -> tu
     An axis is coarse when its spacing is more than 3 times the finest, in the scan or on the network grid.
     """
     own, goal = np.divide(spacing_mm, min(spacing_mm)), np.divide(target_mm, min(target_mm))
-    orders: list[Order] = [1 if coarse else 3 for coarse in np.maximum(own, goal) > ANISOTROPY * (1 + SPACING_TOLERANCE)]
+    orders: list[Order] = [
+        1 if coarse else 3 for coarse in np.maximum(own, goal) > ANISOTROPY * (1 + SPACING_TOLERANCE)
+    ]
     return orders[0], orders[1], orders[2]
 
 

@@ -101,7 +101,9 @@ def to_original(probabilities: np.ndarray, placement: Placement) -> np.ndarray:
     if probabilities.shape[:-1] != placement.shape:
         raise ValueError(f"expected probabilities of shape {placement.shape}, found {probabilities.shape[:-1]}")
     result = np.zeros((*placement.grid.shape, probabilities.shape[-1]), np.float32)
-    cropped = to_canonical(result, placement.grid.affine)[placement.crop_slices]  # a view: writing to it fills the result
+    cropped = to_canonical(result, placement.grid.affine)[
+        placement.crop_slices
+    ]  # a view: writing to it fills the result
     for index in range(probabilities.shape[-1]):
         cropped[..., index] = resample(probabilities[..., index], placement.crop_shape, (1, 1, 1))
     return result

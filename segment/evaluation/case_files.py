@@ -11,8 +11,9 @@ import numpy as np
 from segment.config import EvaluationConfig
 from segment.data.scan import Grid, ScanError, read_mask, read_probability, read_volume, require_same_grid
 from segment.errors import InputError
-from segment.evaluation.class_values import ClassValues, class_mask, only_class, require_known
+from segment.evaluation.class_values import ClassValues, only_class, require_known
 from segment.evaluation.lesion_map import lesion_map, write_lesion_map
+from segment.evaluation.lesions import class_mask
 from segment.evaluation.metrics import CaseResult, measure
 from segment.evaluation.pictures import CasePictures
 from segment.files import sha256_of
@@ -77,10 +78,11 @@ def _evaluate(job: CaseJob) -> CaseOutcome:
     for index, (name, values) in enumerate(classes.items()):
         result, pair = measure(
             job.case_id,
-            class_mask(label, values),
-            class_mask(prediction, values),
+            label,
+            prediction,
             grid,
             config=job.config,
+            values=values,
             class_name=name,
             probability=None if probabilities is None else probabilities[..., index],
             distances=True,

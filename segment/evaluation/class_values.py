@@ -95,14 +95,6 @@ def only_class(masks: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     return {ONLY_CLASS: tuple(present) or (1,)}
 
 
-def class_mask(mask: np.ndarray, values: Sequence[int]) -> np.ndarray:
-    """Where a uint8 mask has one of the values: bool, same shape and memory layout."""
-    inside = mask == values[0]
-    for value in values[1:]:
-        inside |= mask == value
-    return inside
-
-
 def _present(mask: np.ndarray) -> list[int]:
     counts = np.bincount(mask.ravel(order="K"), minlength=256)
     return np.flatnonzero(counts).tolist()

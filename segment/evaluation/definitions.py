@@ -14,9 +14,9 @@ def definitions(config: EvaluationConfig) -> dict[str, str]:
     edges = ", ".join(f"{edge:g}" for edge in config.bin_edges_mm3)
     least = f"{config.min_lesion_mm3:g} mm3"
     smallest = (
-        f"label lesions below {least} are ignored: neither found nor missed, a prediction that overlaps only ignored"
-        " ones is no false positive, and both are left out of Dice, IoU and distances; predicted components below it are"
-        " removed"
+        f"label lesions below {least} are ignored: neither found nor missed, a prediction that overlaps"
+        " only ignored ones is no false positive, and both are left out of Dice, IoU and distances; predicted components"
+        " below it are removed"
         if config.min_lesion_mm3
         else "none: every component counts"
     )

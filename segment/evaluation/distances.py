@@ -1,23 +1,24 @@
 """Surface distances in mm: the 95th percentile of the Hausdorff distance, and the surface Dice at a tolerance.
 
-Masks are boolean [x, y, z]. Where exactly one axis has a single voxel the image is 2D: that axis is left out, edge
-voxels have 4 neighbours instead of 6, and contour lengths stand for surface areas.
+Masks are boolean, [x, y, z] or [x, y]. In 2D edge voxels have 4 neighbours instead of 6, and contour lengths stand for
+surface areas; an image of one slice must come without its slice axis, or all of it is edge.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.spatial import cKDTree
 
-from segment.evaluation.lesions import bounding_box
+from segment.evaluation.lesions import bounding_box, common_order
 
 TOLERANCE_SLACK = (
     1e-6  # relative: a distance of exactly the tolerance is within it, whatever float32 headers made of it
 )
+_BLOCK = 1 << 20  # voxels at a time
 
 # The pieces of surface that cut a group of edge-connected corners off the others in a 2x2x2 cell of unit voxels, as
 # area vectors whose components are absolute: spacing scales each by itself, and the signs do not change an area. The
@@ -45,14 +46,14 @@ def hd95_mm(label: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[floa
     percentile interpolates linearly between the two nearest distances.
 
     Args:
-        label: Boolean [x, y, z].
+        label: Boolean [x, y, z] or [x, y].
         prediction: Boolean, same shape.
-        spacing_mm: Voxel spacing along the three axes.
+        spacing_mm: Voxel spacing along each axis.
 
     Returns:
         A distance >= 0, or None when at least one mask is empty.
     """
-    label, prediction, spacing = _drop_slice_axis(label, prediction, spacing_mm)
+    label, prediction, spacing = _walkable(label, prediction, spacing_mm)
     first, second = edge_voxels(label) * spacing, edge_voxels(prediction) * spacing
     if len(first) == 0 or len(second) == 0:
         return None
@@ -73,10 +74,16 @@ def surface_dice(
     segmentation of head and neck anatomy for radiotherapy", 2018): surface elements sit at the corners between voxels,
     their areas are those of marching cubes, and distances go from corner to corner. Outside the volume is background.
 
+    Args:
+        label: Boolean [x, y, z] or [x, y].
+        prediction: Boolean, same shape.
+        spacing_mm: Voxel spacing along each axis.
+        tolerance_mm: Inclusive, with a relative tolerance of 1e-6.
+
     Returns:
         A share in [0, 1]; 0 when exactly one mask is empty, None when both are.
     """
-    label, prediction, spacing = _drop_slice_axis(label, prediction, spacing_mm)
+    label, prediction, spacing = _walkable(label, prediction, spacing_mm)
     first, first_area = surface_elements(label, spacing)
     second, second_area = surface_elements(prediction, spacing)
     if len(first) == 0 and len(second) == 0:
@@ -97,11 +104,13 @@ def edge_voxels(mask: np.ndarray) -> np.ndarray:
     """The indices of a mask's edge voxels: int64 [n, axes] for a boolean mask of 2 or 3 axes."""
     padded, start = _crop_and_pad(mask)
     flat = padded.ravel()
-    inside = np.flatnonzero(flat)
-    interior = np.ones(len(inside), bool)
-    for stride in _strides(padded.shape):
-        interior &= flat[inside - stride] & flat[inside + stride]
-    return np.stack(np.unravel_index(inside[~interior], padded.shape), axis=1) + start
+    edges = [np.zeros(0, np.int64)]
+    for inside in _voxels_in_blocks(flat):
+        interior = np.ones(len(inside), bool)
+        for stride in _strides(padded.shape):
+            interior &= flat[inside - stride] & flat[inside + stride]
+        edges.append(inside[~interior])
+    return np.stack(np.unravel_index(np.concatenate(edges), padded.shape), axis=1) + start
 
 
 def surface_elements(mask: np.ndarray, spacing_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -110,16 +119,22 @@ def surface_elements(mask: np.ndarray, spacing_mm: np.ndarray) -> tuple[np.ndarr
     There is an element at every corner between voxels where some but not all of the 2x2x2 (2x2) voxels are inside.
     """
     padded, start = _crop_and_pad(mask)
-    inside = np.flatnonzero(padded)
     codes = np.zeros(padded.size, np.uint8)
-    strides = _strides(padded.shape)
-    for bit, corner in enumerate(_corners(mask.ndim)):
-        # No voxel comes twice in `inside`, so that each assignment sees every corner at most once.
-        codes[inside - int(np.dot(corner, strides))] |= np.uint8(1 << bit)
+    steps = [int(np.dot(corner, _strides(padded.shape))) for corner in _corners(mask.ndim)]
+    for inside in _voxels_in_blocks(padded.ravel()):
+        for bit, step in enumerate(steps):
+            # No voxel comes twice in `inside`, so that each assignment sees every corner at most once.
+            codes[inside - step] |= np.uint8(1 << bit)
     table = surface_table(tuple(float(side) for side in spacing_mm))
     elements = np.flatnonzero((codes != 0) & (codes != len(table) - 1))
     places = np.stack(np.unravel_index(elements, padded.shape), axis=1) + start
     return places * spacing_mm, table[codes[elements]]
+
+
+def _voxels_in_blocks(flat: np.ndarray) -> Iterator[np.ndarray]:
+    """The indices of the true values of a flat array, a block at a time: large masks need no index of every voxel."""
+    for first in range(0, len(flat), _BLOCK):
+        yield np.flatnonzero(flat[first : first + _BLOCK]) + first
 
 
 def _crop_and_pad(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -136,13 +151,13 @@ def _strides(shape: tuple[int, ...]) -> list[int]:
     return [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
 
 
-def _drop_slice_axis(
+def _walkable(
     label: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The masks with their axes reversed where they lie in column order: distances stay, and C order is faster here."""
     spacing = np.asarray(spacing_mm, np.float64)
-    thin = [axis for axis, length in enumerate(label.shape) if length == 1]
-    if label.ndim == 3 and len(thin) == 1:
-        return label.squeeze(thin[0]), prediction.squeeze(thin[0]), np.delete(spacing, thin[0])
+    if common_order(label, prediction) == "F":
+        return label.T, prediction.T, spacing[::-1]
     return label, prediction, spacing
 
 

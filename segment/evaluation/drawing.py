@@ -1,4 +1,4 @@
-"""A grey picture as PNG bytes and the outline of a mask as an SVG path: what the report draws with, free of libraries."""
+"""A grey picture as PNG bytes and the outline of a mask as an SVG path: what the report draws with."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def outline(values: np.ndarray) -> str:
         values: integer or bool [rows, columns]; 0 is background. Values that touch are outlined each on its own.
 
     Returns:
-        Closed subpaths such as `M2 1h3v1h-3z` (`z` draws the last side), with x along columns and y along rows; `""` where nothing is labelled.
+        Closed subpaths such as `M2 1h3v1h-3z` (`z` draws the last side), with x along columns and y along rows; `""`
+        where nothing is labelled.
     """
     return "".join(_outline_of(values == value) for value in np.unique(values) if value)
 

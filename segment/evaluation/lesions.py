@@ -77,7 +77,7 @@ def find_components(mask: np.ndarray) -> Components:
 
 
 def look_up(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """`table[labels]` for a contiguous array of labels, in its memory layout, without an index array of eight times its size."""
+    """`table[labels]` for a contiguous array, in its memory layout, without the index array of eight times its size."""
     values = np.full_like(labels, table[0], dtype=table.dtype)
     source, target = labels.ravel(order="K"), values.ravel(order="K")
     for start in range(0, len(source), _BLOCK):
@@ -103,8 +103,8 @@ def match_one_to_one(overlaps: Overlaps, *, min_iou: float) -> Overlaps:
     """The one-to-one assignment with the greatest total IoU among the pairs with IoU >= min_iou.
 
     The bound is inclusive, with a tolerance of 1e-9. Pairs that share a lesion or a prediction form blocks, and each
-    block is solved by itself with `scipy.optimize.linear_sum_assignment`. Of assignments with equal totals, one with the
-    most matches is taken.
+    block is solved by itself with `scipy.optimize.linear_sum_assignment`. Of assignments with equal totals, one with
+    the most matches is taken.
 
     Returns:
         The matched pairs, sorted by label lesion.
@@ -184,8 +184,16 @@ def below(volume_mm3: np.ndarray, limit_mm3: float) -> np.ndarray:
     return np.asarray(volume_mm3) < limit_mm3 * (1 - VOLUME_TOLERANCE)
 
 
+def class_mask(mask: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Where an array of integers has one of the values: bool, same shape and memory layout."""
+    inside = mask == values[0]
+    for value in values[1:]:
+        inside |= mask == value
+    return inside
+
+
 def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
-    """The smallest box [x, y, z] that holds every true voxel of a boolean mask; None when there is none."""
+    """The smallest box [x, y, z] that holds every voxel above 0 of a mask; None when there is none."""
     plane = np.asarray(mask.any(axis=2))
     if not plane.any():
         return None

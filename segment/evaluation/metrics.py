@@ -13,7 +13,7 @@ from segment.data.scan import Grid
 from segment.errors import InputError
 from segment.evaluation.distances import hd95_mm, surface_dice
 from segment.evaluation.froc import Sweep, sweep_case
-from segment.evaluation.lesions import at_most, bin_names, size_bins
+from segment.evaluation.lesions import at_most, bin_names, class_mask, size_bins
 from segment.evaluation.pairs import LesionPair, pair_lesions
 from segment.evaluation.rows import lesion_rows
 
@@ -69,14 +69,13 @@ def evaluate_case(
         InputError: A shape differs from the grid's.
         ValueError: `froc` without a probability.
     """
-    gt_mask = _volume(label, grid, case_id, "the label") == value
-    pred_mask = _volume(prediction, grid, case_id, "the prediction") == value
     result, _ = measure(
         case_id,
-        gt_mask,
-        pred_mask,
+        label,
+        prediction,
         grid,
         config=config,
+        values=(value,),
         class_name=class_name,
         probability=probability,
         distances=distances,
@@ -87,30 +86,39 @@ def evaluate_case(
 
 def measure(
     case_id: str,
-    gt_mask: np.ndarray,
-    pred_mask: np.ndarray,
+    label: np.ndarray,
+    prediction: np.ndarray,
     grid: Grid,
     *,
     config: EvaluationConfig,
+    values: Sequence[int],
     class_name: str,
     probability: np.ndarray | None,
     distances: bool,
     froc: bool,
 ) -> tuple[CaseResult, LesionPair]:
-    """As `evaluate_case`, for boolean masks [x, y, z] of the grid's shape; gives the paired lesions too."""
+    """As `evaluate_case`, for a class that may have several values; gives the paired lesions too."""
+    label = _volume(label, grid, case_id, "the label")
+    prediction = _volume(prediction, grid, case_id, "the prediction")
     if froc and probability is None:
         raise ValueError(f"case {case_id}: froc needs a probability")
     if probability is not None:
         probability = _volume(probability, grid, case_id, "the probability")
     pair = pair_lesions(
-        gt_mask, pred_mask, voxel_mm3=grid.voxel_mm3, min_lesion_mm3=config.min_lesion_mm3, match_iou=config.match_iou
+        label,
+        prediction,
+        values=values,
+        voxel_mm3=grid.voxel_mm3,
+        min_lesion_mm3=config.min_lesion_mm3,
+        match_iou=config.match_iou,
     )
     case = _basic_figures(case_id, class_name, pair, grid)
-    case |= _mask_figures(case, pair, grid.spacing_mm, distances)
+    case |= _mask_figures(case, pair, grid, distances)
     case |= _lesion_figures(pair, grid.voxel_mm3, config)
     rows = lesion_rows(case_id, class_name, pair, grid, config=config, probability=probability)
     sweep = None
     if froc and probability is not None:
+        gt_mask = class_mask(label, values)
         sweep = sweep_case(gt_mask, probability, voxel_mm3=grid.voxel_mm3, config=config)
     return CaseResult(case, rows, _notes(pair), sweep), pair
 
@@ -169,9 +177,7 @@ def _volume(array: np.ndarray, grid: Grid, case_id: str, name: str) -> np.ndarra
     return volume
 
 
-def _mask_figures(
-    case: dict[str, Any], pair: LesionPair, spacing_mm: Sequence[float], distances: bool
-) -> dict[str, Any]:
+def _mask_figures(case: dict[str, Any], pair: LesionPair, grid: Grid, distances: bool) -> dict[str, Any]:
     """Dice, IoU, HD95 and surface Dice of the masks, and the reason of each that is undefined."""
     gt, pred, shared = case["gt_voxels"], case["pred_voxels"], case["shared_voxels"]
     figures: dict[str, Any] = {"dice": ratio(2 * shared, gt + pred), "iou": ratio(shared, gt + pred - shared)}
@@ -183,9 +189,9 @@ def _mask_figures(
     undefined = {}
     figures |= {"hd95_mm": None, "surface_dice_1mm": None}
     if distances and case["status"] == "ok":
-        masks = pair.counted_mask("gt"), pair.counted_mask("pred")
-        figures["hd95_mm"] = hd95_mm(*masks, spacing_mm)
-        figures["surface_dice_1mm"] = surface_dice(*masks, spacing_mm, tolerance_mm=SURFACE_TOLERANCE_MM)
+        gt_mask, pred_mask, spacing_mm = _surfaces(pair, grid)
+        figures["hd95_mm"] = hd95_mm(gt_mask, pred_mask, spacing_mm)
+        figures["surface_dice_1mm"] = surface_dice(gt_mask, pred_mask, spacing_mm, tolerance_mm=SURFACE_TOLERANCE_MM)
     elif distances and case["status"] != "both_empty":
         figures["surface_dice_1mm"] = 0.0
     for name, figure in figures.items():
@@ -193,6 +199,16 @@ def _mask_figures(
             skipped = not distances and name in ("hd95_mm", "surface_dice_1mm")
             undefined[name] = "not computed" if skipped else reason[case["status"]]
     return {**figures, "undefined": undefined}
+
+
+def _surfaces(pair: LesionPair, grid: Grid) -> tuple[np.ndarray, np.ndarray, Sequence[float]]:
+    """Both masks and the spacing, without the slice axis of a 2D image."""
+    masks = pair.counted_mask("gt"), pair.counted_mask("pred")
+    slice_axes = [axis for axis, length in enumerate(grid.shape) if length == 1]
+    if len(slice_axes) != 1:
+        return *masks, grid.spacing_mm
+    gt_mask, pred_mask = (mask.squeeze(slice_axes[0]) for mask in masks)
+    return gt_mask, pred_mask, np.delete(grid.spacing_mm, slice_axes[0]).tolist()
 
 
 def _lesion_figures(pair: LesionPair, voxel_mm3: float, config: EvaluationConfig) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from segment.errors import InputError
 from segment.files import write_text
 
+DASH = "\N{EN DASH}"  # between bounds, and where a figure is undefined
 TEMPLATES = Path(__file__).parent / "templates"
 LANGUAGES = {"en": "en", "zh": "zh-Hans"}  # option -> BCP 47 tag of the page; the order is that of labels.json
 
@@ -54,7 +55,7 @@ def write_page(path: Path, template: str, *, language: str, values: Mapping[str,
             "form-action 'none'",
         )
     )
-    values = {**values, "policy": policy, "style": Markup(style), "script": Markup(script)}  # noqa: S704 - our own files
+    values = {**values, "policy": policy, "style": Markup(style), "script": Markup(script)}
     text = render(template, language=language, values=values)
     # A file name that is not valid UTF-8 reaches Python with lone surrogates, which no UTF-8 file can hold.
     write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
@@ -65,12 +66,12 @@ def render(template: str, *, language: str, values: Mapping[str, Any]) -> Markup
     # Attributes, for a dictionary's own methods (`clear`) would hide labels of their name from a template.
     labels = SimpleNamespace(**page_labels(language))
     text = _environment().get_template(template).render(t=labels, language=LANGUAGES[language], **values)
-    return Markup(text)  # noqa: S704 - escaped by the template
+    return Markup(text)
 
 
 def bin_name(name: str) -> str:
-    """A size bin as it is printed: `≤10` for `<=10`, `10–50` for `10-50`."""
-    return name.replace("<=", "≤").replace("-", "–")
+    """A size bin as it is printed: `≤10` for `<=10`, and a dash for the hyphen of `10-50`."""
+    return name.replace("<=", "≤").replace("-", DASH)
 
 
 def data_uri(png: bytes) -> str:
@@ -81,7 +82,7 @@ def data_uri(png: bytes) -> str:
 def number(value: float | None, digits: int) -> str:
     """A figure with fixed decimals, or a dash where it is undefined; never "-0.0"."""
     if value is None:
-        return "–"
+        return DASH
     text = f"{value:.{digits}f}"
     return text[1:] if text.startswith("-") and not text.strip("-0.") else text
 

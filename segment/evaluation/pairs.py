@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from segment.evaluation.lesions import (
     Overlaps,
     below,
     bounding_box,
+    class_mask,
     common_order,
     find_components,
     find_overlaps,
@@ -73,20 +75,26 @@ class LesionPair:
 
 
 def pair_lesions(
-    label: np.ndarray, prediction: np.ndarray, *, voxel_mm3: float, min_lesion_mm3: float, match_iou: float
+    label: np.ndarray,
+    prediction: np.ndarray,
+    *,
+    values: Sequence[int],
+    voxel_mm3: float,
+    min_lesion_mm3: float,
+    match_iou: float,
 ) -> LesionPair:
-    """Labels both masks once, builds their overlap table and matches their lesions.
+    """Labels one class of both masks once, builds their overlap table and matches their lesions.
 
     Args:
-        label, prediction: Boolean [x, y, z] of one shape; either may be empty.
+        label, prediction: Integers [x, y, z] of one shape; either may be empty.
+        values: The values of the class.
         voxel_mm3: Volume of a voxel.
         min_lesion_mm3: Smaller label lesions are ignored, smaller predicted ones removed; 0 keeps all.
         match_iou: The least IoU of a match, inclusive.
     """
     box, origin = union_box(label, prediction)
     order = common_order(label, prediction)
-    gt = find_components(np.asarray(label[box], order=order))
-    pred = find_components(np.asarray(prediction[box], order=order))
+    gt, pred = (find_components(class_mask(np.asarray(mask[box], order=order), values)) for mask in (label, prediction))
     gt_ignored = below(gt.n_voxels * voxel_mm3, min_lesion_mm3)
     kept = int((~below(pred.n_voxels * voxel_mm3, min_lesion_mm3)).sum())
     n_removed = len(pred) - kept
@@ -100,7 +108,7 @@ def pair_lesions(
 
 
 def union_box(first: np.ndarray, second: np.ndarray) -> tuple[tuple[slice, ...], np.ndarray]:
-    """The smallest box that holds the true voxels of both masks, and its first voxel (int64 [3]); empty without any."""
+    """The smallest box that holds the voxels above 0 of both masks, and its first voxel (int64 [3]); empty if none."""
     boxes = [box for box in (bounding_box(first), bounding_box(second)) if box is not None]
     if not boxes:
         return (slice(0, 0),) * 3, np.zeros(3, np.int64)
@@ -112,7 +120,7 @@ def largest(components: Components, count: int) -> Components:
     """The first `count` components; the others become background."""
     if count == len(components):
         return components
-    labels = np.where(components.labels <= count, components.labels, 0)
+    labels = components.labels * (components.labels <= count)
     kept = slice(0, count)
     return Components(
         labels, components.n_voxels[kept], components.start[kept], components.stop[kept], components.centroid[kept]

@@ -59,7 +59,7 @@ class Spot:
 
     point_mm: tuple[float, float, float]
     side: Literal["gt", "pred"]
-    bbox: tuple[int, int, int, int, int, int] | None
+    bbox: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class View:
         """Path data, in voxel units, of four short strokes around the lesion that leave it and the edges free."""
         x = self.focus_mm[0] / self.width_mm * self.columns
         y = self.focus_mm[1] / self.height_mm * self.rows
-        strokes = [
-            f"M{place:.1f} {y:.1f}H{place + 0.08 * self.columns:.1f}" for place in (0.12 * self.columns, 0.80 * self.columns)
-        ]
-        strokes += [f"M{x:.1f} {place:.1f}V{place + 0.08 * self.rows:.1f}" for place in (0.12 * self.rows, 0.80 * self.rows)]
-        return "".join(strokes)
+        strokes = ""
+        for start, end in ((0.12, 0.20), (0.80, 0.88)):
+            strokes += f"M{start * self.columns:.1f} {y:.1f}H{end * self.columns:.1f}"
+            strokes += f"M{x:.1f} {start * self.rows:.1f}V{end * self.rows:.1f}"
+        return strokes
 
 
 class CaseViewer:
@@ -234,7 +234,7 @@ def grey_window(image: np.ndarray) -> tuple[float, float]:
 
 
 def background_value(image: np.ndarray) -> float:
-    """The commonest value of a scan: what surrounds an extracted brain or fills a padded field. NaN where all is NaN."""
+    """The commonest value of a scan: what surrounds an extracted brain or pads a field. NaN where all is NaN."""
     values, counts = np.unique(_sample(image), return_counts=True)
     return float(values[counts.argmax()]) if values.size else math.nan
 

@@ -10,7 +10,7 @@ from segment.evaluation.page import bin_name, page_labels, write_page
 from segment.evaluation.pictures import CasePictures
 from segment.evaluation.report_rows import CaseRow, LesionRow, case_anchors, case_table, lesion_table
 from segment.evaluation.report_sections import PICTURES_MIB, Sections, draw_sections
-from segment.evaluation.report_summary import charts, conventions, headline, provenance
+from segment.evaluation.report_summary import charts, class_table, conventions, headline, provenance
 from segment.progress import progress_bar
 
 LESION_ROWS = 8000  # some 250 bytes each; beyond this a browser sorts too slowly to be pleasant
@@ -32,8 +32,7 @@ def write_html(
 
     Args:
         path: the file, written atomically.
-        summary: the content of summary.json; `operating_point` (`threshold`, `min_lesion_mm3`) and `froc` (`points` of
-            `threshold`, `recall`, `fp_per_scan`) are shown where they are there.
+        summary: the content of summary.json; `operating_point`, `froc` and `by_class` are shown where they are there.
         cases: the objects of cases.json; none gives a page that says so.
         lesions: the rows of lesions.csv.
         pictures: case id -> what to draw it from, None where there is nothing; called once for a case, so that one case
@@ -63,6 +62,7 @@ def write_html(
         "notes": summary["notes"] + _cap_note(sections, case_rows, labels),
         "conventions": conventions(summary, labels),
         "provenance": provenance(summary),
+        "class_rows": class_table(summary),
         "charts": charts(summary, case_rows, labels),
         "several_classes": several_classes,
         "galleries": [_gallery(sections, lesion_rows, outcome, labels) for outcome in ("missed", "false_positive")],

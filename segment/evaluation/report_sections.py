@@ -110,7 +110,13 @@ class CaseDrawing:
     """One case's section."""
 
     def __init__(
-        self, case_id: str, rows: Sequence[CaseRow], lesions: Sequence[LesionRow], *, language: str, several_classes: bool
+        self,
+        case_id: str,
+        rows: Sequence[CaseRow],
+        lesions: Sequence[LesionRow],
+        *,
+        language: str,
+        several_classes: bool,
     ) -> None:
         self._case_id, self._rows, self._lesions = case_id, rows, lesions
         self._language, self._several_classes = language, several_classes

@@ -19,7 +19,7 @@ from segment.evaluation.charts import (
     percent,
     recall_chart,
 )
-from segment.evaluation.page import bin_name, number
+from segment.evaluation.page import DASH, bin_name, number
 from segment.evaluation.pictures import WINDOW_PERCENTILES
 from segment.evaluation.report_rows import CaseRow, LesionRow
 
@@ -111,7 +111,10 @@ def _tiles(summary: Mapping[str, Any], labels: Mapping[str, str]) -> list[Tile]:
         Tile(
             labels["recall_all"],
             percent(one["recall"]),
-            (found.format(hit=one["tp"], n=one["tp"] + one["fn"]), *_interval(intervals.get("recall"), labels, percent)),
+            (
+                found.format(hit=one["tp"], n=one["tp"] + one["fn"]),
+                *_interval(intervals.get("recall"), labels, percent),
+            ),
         ),
         Tile(
             labels["precision"],
@@ -131,14 +134,16 @@ def _tiles(summary: Mapping[str, Any], labels: Mapping[str, str]) -> list[Tile]:
     return [*tiles, _operating_tile(summary, labels), _count_tile(summary, labels)]
 
 
-def _interval(interval: Sequence[float] | None, labels: Mapping[str, str], write: Callable[[float], str]) -> tuple[str, ...]:
+def _interval(
+    interval: Sequence[float] | None, labels: Mapping[str, str], write: Callable[[float], str]
+) -> tuple[str, ...]:
     return (labels["interval"].format(low=write(interval[0]), high=write(interval[1])),) if interval else ()
 
 
 def _operating_tile(summary: Mapping[str, Any], labels: Mapping[str, str]) -> Tile:
     point = summary.get("operating_point")
     if not point:
-        return Tile(labels["operating_point"], "–", (labels["masks_given"],))
+        return Tile(labels["operating_point"], DASH, (labels["masks_given"],))
     volume = point.get("min_lesion_mm3")
     details = (labels["min_volume"].format(volume=f"{volume:g}"),) if volume else ()
     return Tile(labels["operating_point"], f"p ≥ {point['threshold']:g}", details)
@@ -146,9 +151,7 @@ def _operating_tile(summary: Mapping[str, Any], labels: Mapping[str, str]) -> Ti
 
 def _count_tile(summary: Mapping[str, Any], labels: Mapping[str, str]) -> Tile:
     status, micro = summary["status"], summary["micro"]
-    odd = [
-        f"{labels[f'status_{name}']}: {count}" for name, count in sorted(status.items()) if count and name != "ok"
-    ]
+    odd = [f"{labels[f'status_{name}']}: {count}" for name, count in sorted(status.items()) if count and name != "ok"]
     lesions = labels["n_lesions"].format(n=micro["n_gt"], pred=micro["n_pred"])
     return Tile(labels["cases_and_lesions"], labels["n_cases"].format(n=summary["n_cases"]), (lesions, *odd))
 
@@ -179,7 +182,7 @@ def _recall(summary: Mapping[str, Any], labels: Mapping[str, str]) -> Chart:
             str(bar.n),
             str(bar.hit),
             percent(bar.recall),
-            "–" if bar.low is None else f"{percent(bar.low)}–{percent(bar.high)}",
+            DASH if bar.low is None else f"{percent(bar.low)}{DASH}{percent(bar.high)}",
             percent(bar.recall_any),
         )
         for bar in bars
@@ -196,7 +199,8 @@ def _histogram(summary: Mapping[str, Any], labels: Mapping[str, str]) -> Chart:
     edges, counts = summary["iou_histogram"]["edges"], summary["iou_histogram"]["n"]
     missed = summary["micro"]["iou10"]["fn"]
     rows = tuple(
-        (f"{low:.1f}–{high:.1f}", str(count)) for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
+        (f"{low:.1f}{DASH}{high:.1f}", str(count))
+        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
     )
     svg = histogram_chart(counts, missed, labels)
     caption = labels["histogram_caption"].format(missed=missed)
@@ -205,15 +209,34 @@ def _histogram(summary: Mapping[str, Any], labels: Mapping[str, str]) -> Chart:
 
 def _froc(summary: Mapping[str, Any], labels: Mapping[str, str]) -> Chart:
     points = [
-        FrocPoint(float(point["threshold"]), float(point["fp_per_scan"]), float(point["recall"]))
+        FrocPoint(point["threshold"], point["fp_per_scan"], point["recall"], point["small_lesion_recall"])
         for point in summary["froc"]["points"]
-        if point["recall"] is not None
     ]
-    threshold = (summary.get("operating_point") or {}).get("threshold")
-    chosen = next((point for point in points if threshold is not None and abs(point.threshold - threshold) < 1e-9), None)
-    rows = tuple((f"{point.threshold:g}", percent(point.recall), number(point.fp_per_scan, 2)) for point in points)
-    columns = (labels["threshold"], labels["recall"], labels["fp_per_scan"])
-    return Chart(labels["froc"], labels["froc_caption"], froc_chart(points, chosen, labels), columns, rows)
+    micro, chosen = summary["micro"], None
+    caption = labels["froc_caption"]
+    if summary.get("operating_point"):
+        # What the masks of this report did: with a minimum volume they need not lie on the curve.
+        recalls = micro["iou10"]["recall"], micro["small_lesion_recall"]
+        chosen = FrocPoint(float(summary["operating_point"]["threshold"]), micro["fp_per_scan"], *recalls)
+        caption += " " + labels["froc_ring"]
+    rows = tuple(
+        (f"{point.threshold:g}", percent(point.recall), percent(point.small_recall), number(point.fp_per_scan, 2))
+        for point in points
+    )
+    columns = (labels["threshold"], labels["recall"], labels["small_recall"], labels["fp_per_scan"])
+    return Chart(labels["froc"], caption, froc_chart(points, chosen, labels), columns, rows)
+
+
+def class_table(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """With several classes, a line for each: lesions, small-lesion recall, recall, precision, FP a scan, IoU, Dice."""
+    lines = []
+    for name, figures in summary.get("by_class", {}).items():
+        micro = figures["micro"]
+        shares = (micro["small_lesion_recall"], micro["iou10"]["recall"], micro["iou10"]["precision"])
+        means = (number(figures["macro"][key]["mean"], 3) for key in ("iou", "dice"))
+        counts = (str(micro["n_gt"]), *(percent(share) for share in shares), number(micro["fp_per_scan"], 2))
+        lines.append((name, *counts, *means))
+    return lines
 
 
 def conventions(summary: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:

@@ -157,7 +157,7 @@ def supervised_loss(
     Raises:
         InputError: Shapes do not fit together, or a term misses its map.
     """
-    levels = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+    levels = [tf.convert_to_tensor(output) for output in (outputs if isinstance(outputs, list | tuple) else [outputs])]
     maps = {"cells": cells, "distance": distance, "predicted_distance": predicted_distance}
     shares = level_shares(len(levels))
     finest, statistics = hybrid.measure(y_true, levels[0], weight=weight, maps=maps)

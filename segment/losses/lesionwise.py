@@ -75,14 +75,17 @@ def _cell_sum(cells: tf.Tensor, shape: tf.TensorShape, max_components: int) -> C
     if not cells.shape.is_compatible_with(shape):
         raise InputError(f"cells {cells.shape} and logits {shape} differ: expected the same shape")
     cells = tf.where(cells > 0, (cells - 1) % max_components + 1, 0)
-    batch, channels, count = tf.shape(cells)[0], shape[-1], max_components + 1
-    offsets = tf.range(batch * channels) * count
-    ids = tf.reshape(cells + tf.reshape(offsets, [batch] + [1] * (shape.rank - 2) + [channels]), [-1])
-    # The number of segments does not depend on the lesions: no retracing, and XLA can compile it.
-    segments = (shape[0] if shape[0] is not None else batch) * channels * count
+    # Each slab along the first spatial axis is summed on its own first: a float32 running sum over a whole patch would lose
+    # digits, and on a GPU all voxels of a large cell would wait for one address. The number of segments does not depend on
+    # the lesions: no retracing, and XLA can compile it.
+    sizes = [tf.shape(cells)[axis] if shape[axis] is None else shape[axis] for axis in (0, 1)]
+    batch, slabs, channels, count = *sizes, shape[-1], max_components + 1
+    segments = batch * slabs * channels * count
+    offsets = tf.reshape(tf.range(0, segments, count), [batch, slabs] + [1] * (shape.rank - 3) + [channels])
+    ids = tf.reshape(cells + offsets, [-1])
 
     def cell_sum(values: tf.Tensor) -> tf.Tensor:
         sums = tf.math.unsorted_segment_sum(tf.reshape(values, [-1]), ids, segments)
-        return tf.reshape(sums, [batch, channels, count])
+        return tf.reduce_sum(tf.reshape(sums, [batch, slabs, channels, count]), axis=1)
 
     return cell_sum

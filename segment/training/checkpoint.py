@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, checked when read, the last two and the best kept.
 
-A checkpoint is one file: a line with the SHA-256 of what follows, then NumPy's .npz with every variable under its own name
-and a JSON text with the rest. It is the same file in Keras 2 and 3, with any number of replicas.
+A checkpoint is one file: a line with the SHA-256 of what follows, then NumPy's .npz with every variable under its own
+name and a JSON text with the rest. It is the same file in Keras 2 and 3, with any number of replicas.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Checkpoints:
         arrays = {name: np.asarray(variable.numpy()) for name, variable in variables.items()}
         text = json.dumps(jsonable(dict(info)), allow_nan=False)
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays, **{INFO: np.frombuffer(text.encode(), np.uint8)})
+        arrays[INFO] = np.frombuffer(text.encode(), np.uint8)
+        savez: Any = np.savez  # its stub takes the arrays' names for those of its own options
+        savez(buffer, **arrays)
         payload = buffer.getbuffer()
         path = self._folder / f"step-{step:08d}.ckpt"
         with atomic_path(path) as temporary, temporary.open("wb") as handle:

@@ -13,8 +13,8 @@ from segment.errors import InputError
 def make_strategy(name: str) -> tf.distribute.Strategy:
     """The strategy for `train.strategy`.
 
-    `single` is TensorFlow's default strategy (the first GPU if there is one, else the CPU). `mirrored` takes every GPU or,
-    where there is none, every logical CPU device. `auto` is mirrored with two or more GPUs, else single.
+    `single` is TensorFlow's default strategy (the first GPU if there is one, else the CPU). `mirrored` takes every GPU
+    or, where there is none, every logical CPU device. `auto` is mirrored with two or more GPUs, else single.
 
     Raises:
         InputError: `name` is none of the three.
@@ -32,8 +32,8 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
 def mirrored_strategy(devices: Sequence[str]) -> tf.distribute.Strategy:
     """One replica on each device, for example ["GPU:0", "GPU:1"].
 
-    GPUs reduce through NCCL. CPU devices reduce on the first of them: TensorFlow's collective operations for CPUs add up in
-    an order that changes from run to run, and two strategies of different size in one process abort each other.
+    GPUs reduce through NCCL. CPU devices reduce on the first of them: TensorFlow's collective operations for CPUs add
+    up in an order that changes from run to run, and two strategies of different size in one process abort each other.
     """
     on_cpus = all("CPU" in device.upper() for device in devices)
     return tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice() if on_cpus else None)

@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class Interrupted(Exception):  # noqa: N818 - a request, not an error
-    """The user or the scheduler asked to stop; `code` is the exit code that shells expect, 128 + the signal's number."""
+    """The user or the scheduler asked to stop; `code` is the exit code that shells expect, 128 + the signal."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"interrupted, exit code {code}")
@@ -33,7 +33,8 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Catches SIGTERM and the first Ctrl-C; a second Ctrl-C acts as usual, for those who cannot wait.
 
-    Schedulers may send SIGTERM several times, which must not cut the checkpoint short. Python runs signal handlers in the main thread only; elsewhere nothing is caught.
+    Schedulers may send SIGTERM several times, which must not cut the checkpoint short. Python runs signal handlers in
+    the main thread only; elsewhere nothing is caught.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

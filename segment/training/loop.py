@@ -82,7 +82,7 @@ class Loop:
         self._parts = parts
         self._stop = stop
         self._checkpoints = Checkpoints(config.run_dir / "checkpoints")
-        self._forward = make_forward(parts.model, before=stop.check)
+        self._forward = make_forward(parts.model, parts.plan, config, before=stop.check)
         self._means = StepMeans()
         self._busy = self._waited = 0.0  # seconds since the last row, and how many of them were for data
         self._skipped_in_row: Any = 0
@@ -162,8 +162,9 @@ class Loop:
         batch = next(iter(patch_dataset(self._parts.train, self._parts.plan, self._config, first_step=first, steps=1)))
         names = sorted({self._parts.train[int(index)].case.case_id for index in batch["case"].numpy()})
         raise TrainingError(
-            f"training stopped: {in_row} steps in a row had no finite gradient, the first was step {first + 1} on cases "
-            f"{', '.join(names)}; look at these scans, lower train.optimizer.learning_rate or set train.precision=float32"
+            f"training stopped: {in_row} steps in a row had no finite gradient, the first was step {first + 1} "
+            f"on cases {', '.join(names)}; look at these scans, lower train.optimizer.learning_rate "
+            "or set train.precision=float32"
         )
 
     def _write_row(self, log: MetricsLog, bar: Bar) -> None:

@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,16 @@ import tensorflow as tf
 import segment
 from segment.data.cases import Case
 from segment.errors import InputError
+from segment.evaluation import definitions
 from segment.files import sha256_of
-
-PACKAGES = ("tensorflow", "numpy", "scipy", "nibabel", "albumentations", "connected-components-3d", "pydantic")
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, Python, Keras and the packages that results depend on; installed ones only."""
-    found = {"segment": segment.__version__, "python": platform.python_version(), "keras": _keras_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = tf.__version__ if name == "tensorflow" else version(name)
-        except PackageNotFoundError:  # another distribution provides the module
-            continue
-    return found
-
-
-def _keras_version() -> str:
+    """Versions of this package, Python and the packages that a result depends on."""
     # Keras 2 does not show its version on tf.keras; its package is installed beside TensorFlow.
-    return str(getattr(tf.keras, "__version__", None) or version("keras"))
+    keras = str(getattr(tf.keras, "__version__", None) or version("keras"))
+    others = {name: version(name) for name in ("albumentations", "pydantic")}
+    return definitions.versions() | {"tensorflow": tf.__version__, "keras": keras} | others
 
 
 def commit() -> str | None:

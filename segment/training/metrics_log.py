@@ -1,4 +1,4 @@
-"""The run's numbers: metrics.csv and validation.csv, which survive interruptions without gaps or doubles, and TensorBoard."""
+"""The run's numbers: metrics.csv and validation.csv, without gaps or doubles after interruptions, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from segment.files import write_text
 class Table:
     """A CSV file with a column `step` that grows by one row at a time.
 
-    Rows of later steps than `step`, left by a run that was stopped after its last checkpoint, and a last row that was cut
-    off are dropped when it is opened. The columns are those of the file, or of the first row.
+    Rows of later steps than `step`, left by a run that was stopped after its last checkpoint, and a last row that was
+    cut off are dropped when it is opened. The columns are those of the file, or of the first row.
     """
 
     def __init__(self, path: Path, *, step: int) -> None:
@@ -36,7 +36,7 @@ class Table:
         if path.exists():
             self._columns, rows = _read_rows(path)
             kept = [row for row in rows if int(row["step"]) <= step]
-            write_text(path, _format(self._columns, kept, header=True))
+            write_text(path, _format(self._columns, kept, header=bool(self._columns)))
 
     def append(self, row: Mapping[str, float | str]) -> None:
         """Adds a row; a value that is not finite becomes an empty cell. Raises InputError when it cannot be written."""
@@ -85,7 +85,7 @@ def _cell(value: float | str) -> str:
 
 
 class MetricsLog:
-    """metrics.csv, validation.csv and TensorBoard's events in a run folder. A context manager, which closes the events."""
+    """metrics.csv, validation.csv and TensorBoard's events in a run folder; a context manager."""
 
     def __init__(self, run_dir: Path, *, step: int, validated: int) -> None:
         """Args: run_dir: exists; step, validated: the last step and validation done, whose later rows are dropped."""
@@ -140,7 +140,7 @@ class StepMeans:
         return [{name: float(value) for name, value in step.items()} for step in self._steps]
 
     def row(self) -> dict[str, float]:
-        """Means over the good steps since the last row (NaN where there was none), the last value of counters, and "steps"."""
+        """Means over the good steps since the last row (NaN without any), the counters' last values, and "steps"."""
         steps = self.pending()
         self._steps = []
         good = [step for step in steps if step["good"]]

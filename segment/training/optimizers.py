@@ -1,9 +1,9 @@
 """AdamW and SGD with Nesterov momentum on plain tf.Variables, and the learning rate as a function of the share done.
 
-Keras' optimizers are not used: under a strategy they reduce the gradients once more and clip before the reduction, their
-slots are named and ordered differently in Keras 2 and 3, and their update calls `merge_call`, which no condition may hold.
-Here the reduced gradients are applied once on every replica, through TensorFlow's fused kernels, and the slots are plain
-variables that a checkpoint writes by index.
+Keras' optimizers are not used: under a strategy they reduce the gradients once more and clip before the reduction,
+their slots are named and ordered differently in Keras 2 and 3, and their update calls `merge_call`, which no condition
+may hold. Here the reduced gradients are applied once on every replica, through TensorFlow's fused kernels, and the
+slots are plain variables that a checkpoint writes by index.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ POLY_POWER = 0.9  # as in DeepLab and nnU-Net
 def learning_rate_at(share: float, config: OptimizerConfig) -> float:
     """The learning rate when `share` (0 to 1) of the training is done.
 
-    Rises linearly from 0 over the first `warmup_share`, then follows the schedule over what is left: `constant`; `poly`,
-    (1 - x)^0.9; `cosine`, (1 + cos(pi x)) / 2. The trainer asks for the middle of each step, so no step has a rate of 0.
+    Rises linearly from 0 over the first `warmup_share`, then follows the schedule over what is left: `constant`;
+    `poly`, (1 - x)^0.9; `cosine`, (1 + cos(pi x)) / 2. The trainer asks for the middle of each step, so no step has a
+    rate of 0.
     """
     if share < config.warmup_share:
         return config.learning_rate * share / config.warmup_share
@@ -41,8 +42,8 @@ def learning_rate_at(share: float, config: OptimizerConfig) -> float:
 class Optimizer:
     """Applies gradients that are already averaged over the replicas. Make it under the strategy's scope.
 
-    Decoupled weight decay (Loshchilov & Hutter 2019): decayed weights shrink by learning_rate * weight_decay, apart from
-    the gradient's moments. The scales and offsets of norms and all biases, which have one axis, are never decayed.
+    Decoupled weight decay (Loshchilov & Hutter 2019): decayed weights shrink by learning_rate * weight_decay, apart
+    from the gradient's moments. The scales and offsets of norms and all biases, which have one axis, are never decayed.
     """
 
     slots_per_variable: int  # values of the optimizer's own that each weight has

@@ -13,7 +13,8 @@ from segment.config import LossScaleConfig
 from segment.errors import InputError
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
-# Beyond this a doubled scale gains nothing and drifts towards infinity when gradients vanish for long (as in NVIDIA Apex).
+# Beyond this a doubled scale gains nothing and drifts towards infinity when gradients vanish for long (as in NVIDIA
+# Apex).
 LARGEST_SCALE = 2.0**24
 SMALLEST_SCALE = 1.0
 
@@ -23,8 +24,8 @@ def resolve_precision(
 ) -> str:
     """Turns `auto` into the fastest safe format; any other valid name is returned unchanged.
 
-    With GPUs the oldest one decides: bfloat16 from compute capability 8, float16 (with loss scaling) from 7, else float32.
-    Without GPUs bfloat16 needs AMX or AVX512_BF16: elsewhere TensorFlow emulates it, slower than float32.
+    With GPUs the oldest one decides: bfloat16 from compute capability 8, float16 (with loss scaling) from 7, else
+    float32. Without GPUs bfloat16 needs AMX or AVX512_BF16: elsewhere TensorFlow emulates it, slower than float32.
 
     Args:
         requested: `auto` or one of PRECISIONS.
@@ -77,9 +78,9 @@ def precision_policy(precision: str) -> Iterator[None]:
 class LossScale:
     """The factor on the loss that keeps float16 gradients from vanishing, and the count of skipped steps.
 
-    `dynamic` doubles it after `growth_steps` good steps in a row and halves it on each bad one, down to 1 (Micikevicius et
-    al. 2018, "Mixed precision training"); `fixed` never changes it. Without scaling it is 1 for good. Make it under the
-    strategy's scope; `update` belongs into cross-replica context, so every replica sees the same scale.
+    `dynamic` doubles it after `growth_steps` good steps in a row and halves it on each bad one, down to 1 (Micikevicius
+    et al. 2018, "Mixed precision training"); `fixed` never changes it. Without scaling it is 1 for good. Make it under
+    the strategy's scope; `update` belongs into cross-replica context, so every replica sees the same scale.
     """
 
     def __init__(self, config: LossScaleConfig, *, scaling: bool) -> None:

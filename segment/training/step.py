@@ -66,9 +66,9 @@ class TrainStep:
             share_done: Share of the training done before this step, 0 to 1; for the loss weights' schedules.
 
         Returns:
-            "loss" (mean over the global batch), "loss/<term>" and the loss' other statistics, "weight/<term>",
-            "gradient_norm" (before clipping, unscaled), "good" (bool; False: the step was skipped), "loss_scale" (of this
-            step), "skipped" (so far) and "skipped_in_row" (0 after a good step).
+            "loss" (mean over the global batch), the loss' statistics ("loss/<term>", "weight/<term>"), "gradient_norm"
+            (before clipping, unscaled), "good" (bool; False: the step was skipped), "loss_scale" (of this step),
+            "skipped" (so far) and "skipped_in_row" (0 after a good step).
         """
         return self._compiled(batch, tf.constant(learning_rate, tf.float32), tf.constant(share_done, tf.float32))
 
@@ -98,7 +98,6 @@ class TrainStep:
 
         tf.cond(good, update, lambda: tf.constant(False))
         self.loss_scale.update(good)
-        values |= {name: tf.identity(weight) for name, weight in self._hybrid.weights().items()}
         values |= {"good": good, "loss_scale": scale}
         values["skipped"] = tf.identity(first_replica(self._strategy, self.loss_scale.skipped))
         values["skipped_in_row"] = tf.identity(first_replica(self._strategy, self.loss_scale.skipped_in_row))
@@ -133,7 +132,8 @@ def weights_of(model: tf.keras.Model) -> list[tf.Variable]:
 def unscale_and_clip(
     gradients: list[tf.Tensor], *, scale: tf.Tensor, clip_norm: float
 ) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """Divides summed gradients by the loss scale and, where their global norm is above `clip_norm`, shortens them to it.
+    """Divides summed gradients by the loss scale and, where their global norm is above `clip_norm`, shortens them to
+    it.
 
     Args:
         gradients: float32, of any shapes, already reduced over the replicas.
@@ -141,8 +141,8 @@ def unscale_and_clip(
         clip_norm: Largest norm; 0 is off.
 
     Returns:
-        (gradients, norm): the norm is the unscaled one before clipping; it is not finite exactly when a gradient (or the
-        sum of the squares) is not, so it is the only number to check. Zero gradients stay zero.
+        (gradients, norm): the norm is the unscaled one before clipping; it is not finite exactly when a gradient (or
+        the sum of the squares) is not, so it is the only number to check. Zero gradients stay zero.
     """
     norm = tf.linalg.global_norm(gradients) / scale
     factor = 1.0 / scale

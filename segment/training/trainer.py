@@ -17,8 +17,8 @@ from segment.config import Config
 from segment.data.cases import Case
 from segment.data.planning import Plan
 from segment.data.preprocessing import PreparedCase, prepare_cases
-from segment.errors import InputError
 from segment.files import write_json
+from segment.inference.model_file import load_model
 from segment.losses import build_hybrid
 from segment.model import build_unet
 from segment.progress import CONSOLE
@@ -62,8 +62,8 @@ def train(config: Config, *, resume: bool, force: bool) -> TrainResult:
     """Trains one model and reports on its validation cases.
 
     The run folder then holds config.yaml, plan.json, split.json, data.json, manifest.json, metrics.csv, validation.csv,
-    tensorboard/, checkpoints/, model.keras (the best model) and validation/ (masks and report). On SIGTERM or Ctrl-C the
-    step is finished and a checkpoint written.
+    tensorboard/, checkpoints/, model.keras (the best model) and validation/ (masks and report). On SIGTERM or Ctrl-C
+    the step is finished and a checkpoint written.
 
     Args:
         config: All options.
@@ -90,8 +90,8 @@ def train(config: Config, *, resume: bool, force: bool) -> TrainResult:
             summary = _finish(config, data, sides[1], loop, before=stop.check)
         except Interrupted as interrupted:
             CONSOLE.print(
-                f"stopped at step {loop.progress.step} of {config.train.steps}; everything is kept in {config.run_dir}: "
-                "give the same command with --resume to go on",
+                f"stopped at step {loop.progress.step} of {config.train.steps}; everything is kept in "
+                f"{config.run_dir}: give the same command with --resume to go on",
                 markup=False,
                 soft_wrap=True,
             )
@@ -150,13 +150,10 @@ def _finish(
     config: Config, data: RunData, validation: list[PreparedCase], loop: Loop, *, before: Any
 ) -> dict[str, Any]:
     """Writes validation/ with the model file as inference will load it, not with the weights in memory."""
-    try:
-        model = tf.keras.models.load_model(loop.model_path, compile=False)
-    except (OSError, ValueError) as cause:
-        raise InputError(f"cannot read {loop.model_path}: {cause}; start the run again with --force") from cause
+    model = load_model(loop.model_path, data.plan)
     hashes = {path: data.hashes[path] for path in _files(data.validation)}
     return write_validation(
-        make_forward(model, before=before),
+        make_forward(model, data.plan, config, before=before),
         validation,
         data.plan,
         config,
@@ -170,7 +167,7 @@ def _files(cases: tuple[Case, ...]) -> list[str]:
 
 
 def _print_table(config: Config, loop: Loop, summary: dict[str, Any]) -> None:
-    """The result on standard output, with the command that uses it."""
+    """The result on standard output, for a person."""
     figures = headline_figures(summary)
     loss = math.nan if loop.progress.loss is None else loop.progress.loss
     table = Table(
@@ -191,8 +188,3 @@ def _print_table(config: Config, loop: Loop, summary: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(f"report:  {config.run_dir / 'validation' / 'report' / 'report.html'}", markup=False, soft_wrap=True)
-    console.print(
-        f"next:    python scripts/infer.py --run {config.run_dir} --input SCANS --output PREDICTIONS",
-        markup=False,
-        soft_wrap=True,
-    )

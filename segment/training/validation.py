@@ -19,30 +19,22 @@ from segment.evaluation.pictures import CasePictures
 from segment.evaluation.summary import summarise
 from segment.evaluation.tables import write_report
 from segment.files import atomic_path
-from segment.inference.tiles import predict_volume, to_mask
+from segment.inference.model_file import compile_forward
+from segment.inference.tiles import Forward, predict_volume, to_mask
 
-Forward = Callable[[np.ndarray], np.ndarray]
+
+def window_batch(config: Config) -> int:
+    """Windows predicted at a time: as configured on a GPU, one on a CPU, which gains nothing from more."""
+    return config.inference.window_batch if tf.config.list_logical_devices("GPU") else 1
 
 
-def make_forward(model: tf.keras.Model, *, before: Callable[[], None]) -> Forward:
-    """The model as a function of NumPy arrays, compiled once for each size of batch.
+def make_forward(model: tf.keras.Model, plan: Plan, config: Config, *, before: Callable[[], None]) -> Forward:
+    """The model as `predict_volume` takes it; `before` is called before each batch and may raise to stop."""
+    compiled = compile_forward(model, plan, batch=window_batch(config))
 
-    Args:
-        model: With one output, or a list of them of which the first, the finest, is taken.
-        before: Called before each batch; may raise to stop a long prediction.
-
-    Returns:
-        Function from float32 [b, *patch, channels] to float32 logits [b, *patch, classes].
-    """
-
-    @tf.function(autograph=False)
-    def compiled(image: tf.Tensor) -> tf.Tensor:
-        outputs = model(image, training=False)
-        return outputs[0] if isinstance(outputs, list | tuple) else outputs
-
-    def forward(image: np.ndarray) -> np.ndarray:
+    def forward(windows: np.ndarray) -> np.ndarray:
         before()
-        return compiled(tf.constant(image, tf.float32)).numpy()
+        return compiled(windows)
 
     return forward
 
@@ -55,7 +47,7 @@ def predict_case(forward: Forward, case: PreparedCase, plan: Plan, config: Confi
     """
     options = config.inference
     on_network_grid = predict_volume(
-        forward, case.image(), plan, overlap=options.overlap, window_batch=options.window_batch
+        forward, case.image(), plan, overlap=options.overlap, window_batch=window_batch(config)
     )
     probabilities = to_original(on_network_grid, case.placement)
     mask = to_mask(

@@ -46,7 +46,8 @@
   for (const form of document.querySelectorAll("form.filters")) {
     const table = document.getElementById(form.dataset.table);
     form.hidden = false;
-    form.addEventListener("input", () => filter(table, form));
+    // Some browsers send only one of the two for a select.
+    for (const kind of ["input", "change"]) form.addEventListener(kind, () => filter(table, form));
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("reset", () => setTimeout(() => filter(table, form)));
     filter(table, form); // a browser may have kept the controls' values over a reload

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Makes the sample dataset: brain-like phantoms with lesions, see sample_data/README.md."""
 
 from __future__ import annotations
@@ -7,8 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installing it
 
 from segment.config import Config, EvaluationConfig
 from segment.data.sample_data import write_sample_data

@@ -233,7 +233,7 @@ class LossConfig(Section):
             if all(name in recall for name in on) or not any(name in recall for name in on):
                 raise ValueError(
                     f"weighting: recall_feedback moves weight between recall-heavy terms and others, expected both, "
-                    f"found {[name for name in on if name in recall]} recall-heavy of {on}; change terms or recall_terms"
+                    f"found {[name for name in on if name in recall]} recall-heavy of {on}; set recall_terms"
                 )
         return self
 

@@ -1,4 +1,4 @@
-"""The lesion definitions once more, in plain Python sets and by enumeration. Slow, and shares no code with the package."""
+"""The lesion definitions once more, in plain Python sets and by enumeration; shares no code with the package."""
 
 from __future__ import annotations
 
@@ -106,4 +106,6 @@ def cells(mask: np.ndarray) -> dict[Voxel, tuple[bool, ...]]:
 def small_bin(volume_mm3: float, edges_mm3: Sequence[float] = (10.0, 50.0, 200.0)) -> str:
     """The name of the size bin with the default edges."""
     names = ("<=10", "10-50", "50-200", ">200")
-    return next((name for name, edge in zip(names, edges_mm3, strict=False) if volume_mm3 <= edge * 1.000001), names[-1])
+    return next(
+        (name for name, edge in zip(names, edges_mm3, strict=False) if volume_mm3 <= edge * 1.000001), names[-1]
+    )

@@ -1,7 +1,7 @@
 """An independent float64 NumPy oracle of the loss terms, and the examples that the loss tests share.
 
-The oracle computes probabilities first and takes logarithms of them, lesion by lesion in Python loops: slow, plain, and nothing
-like the library's vectorised logit arithmetic.
+The oracle computes probabilities first and takes logarithms of them, lesion by lesion in Python loops: slow, plain,
+and nothing like the library's vectorised logit arithmetic.
 """
 
 from __future__ import annotations

@@ -46,7 +46,13 @@ def train(weighting: dict, devices: list[str]) -> list[np.ndarray]:
     def step(labels, images, share):
         statistics = strategy.run(forward, args=(labels, images))
         statistics = {name: strategy.experimental_local_results(value)[0] for name, value in statistics.items()}
-        hybrid.update(statistics, share)
+        good = tf.math.is_finite(statistics["loss/dice"])
+
+        def update():  # within a condition, as a step that skips overflows has it
+            hybrid.update(statistics, share)
+            return good
+
+        tf.cond(good, update, lambda: good)
 
     def spread(array):
         parts = np.split(array, len(devices))

@@ -54,13 +54,18 @@ def surface_dice(label: np.ndarray, prediction: np.ndarray, spacing: np.ndarray)
     """By looking at every pair of surface elements; the areas come from the table, which has tests of its own."""
     table = surface_table(tuple(float(side) for side in spacing))
     sides = [
-        {place: table[sum(1 << bit for bit, inside in enumerate(corners) if inside)] for place, corners in oracle.cells(mask).items()}
+        {
+            place: table[sum(1 << bit for bit, inside in enumerate(corners) if inside)]
+            for place, corners in oracle.cells(mask).items()
+        }
         for mask in (label, prediction)
     ]
     within = 0.0
     for own, other in (sides, sides[::-1]):
         within += sum(
-            area for place, area in own.items() if min(oracle.distance_mm(place, near, spacing) for near in other) <= 1.000001
+            area
+            for place, area in own.items()
+            if min(oracle.distance_mm(place, near, spacing) for near in other) <= 1.000001
         )
     return within / sum(sum(side.values()) for side in sides)
 
@@ -74,7 +79,12 @@ def check(label: np.ndarray, prediction: np.ndarray, affine: np.ndarray) -> None
     assert (case["n_gt"], case["n_pred"]) == (len(gt), len(pred))
     hit = [any(one & other for other in pred) for one in gt]
     true = [any(one & other for other in gt) for one in pred]
-    assert case["any"] == {"tp_gt": sum(hit), "fn": len(gt) - sum(hit), "tp_pred": sum(true), "fp": len(pred) - sum(true)}
+    assert case["any"] == {
+        "tp_gt": sum(hit),
+        "fn": len(gt) - sum(hit),
+        "tp_pred": sum(true),
+        "fp": len(pred) - sum(true),
+    }
     total, count = oracle.best_matching(gt, pred)
     assert case["iou10"]["tp"] == count
     assert (case["iou10"]["fp"], case["iou10"]["fn"]) == (len(pred) - count, len(gt) - count)
@@ -143,7 +153,11 @@ class TestSymmetries:
         assert without_names(before.case) == without_names(after.case)
         for side in ("gt", "pred"):
             places = [
-                sorted((row["n_voxels"], *np.round(row["centroid_world_mm"], 6)) for row in result.lesions if row["side"] == side)
+                sorted(
+                    (row["n_voxels"], *np.round(row["centroid_world_mm"], 6))
+                    for row in result.lesions
+                    if row["side"] == side
+                )
                 for result in (before, after)
             ]
             assert np.allclose(*places, atol=1e-5) if places[0] else places[1] == []
@@ -170,7 +184,16 @@ class TestSymmetries:
         more = prediction.copy()
         more[-2:, 0, 0] = 1
         before, after = evaluate(label, prediction, affine).case, evaluate(label, more, affine).case
-        for name in ("n_gt", "gt_voxels", "shared_voxels", "n_split", "n_merge", "fp_touching", "small_lesion_recall", "recall_by_bin"):
+        for name in (
+            "n_gt",
+            "gt_voxels",
+            "shared_voxels",
+            "n_split",
+            "n_merge",
+            "fp_touching",
+            "small_lesion_recall",
+            "recall_by_bin",
+        ):
             assert before[name] == after[name], name
         for name in ("tp", "fn", "recall"):
             assert before["iou10"][name] == after["iou10"][name]

@@ -73,7 +73,7 @@ def test_distance_regression_takes_the_map_and_the_head() -> None:
 
 
 def test_bad_options_and_targets_are_refused() -> None:
-    with pytest.raises(InputError, match="focal: gamma: .* found -1"):
+    with pytest.raises(InputError, match=r"focal: gamma: .* found -1"):
         losses.Focal(gamma=-1.0)
     with pytest.raises(InputError, match=r"twice the channels of \(3, 5, 4, 2\), found \(3, 5, 4, 2\)"):
         losses.ComponentDice()(EXAMPLE.labels, EXAMPLE.logits)

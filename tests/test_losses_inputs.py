@@ -69,7 +69,7 @@ class TestValues:
             loss_of(term, EXAMPLE, **options)
 
     def test_an_unknown_error_of_the_distance_head(self) -> None:
-        with pytest.raises(InputError, match="error: input should be 'mean_squared_error', .* found 'mse'"):
+        with pytest.raises(InputError, match=r"error: input should be 'mean_squared_error', .* found 'mse'"):
             losses.distance_regression(EXAMPLE.distance, EXAMPLE.logits, error="mse")
 
     @pytest.mark.parametrize("term", TERMS)
@@ -99,7 +99,7 @@ class TestValues:
             tf.function(lambda y: loss_of(term, EXAMPLE, labels=y))(tf.constant(labels))
 
     def test_one_hot_labels_that_are_none(self) -> None:
-        with pytest.raises(InputError, match="one channel of each voxel to be 1 and the others 0, found sums of 2..2"):
+        with pytest.raises(InputError, match=r"one channel of each voxel to be 1 and the others 0, found sums of 2..2"):
             loss_of("categorical_dice", EXAMPLE, labels=np.full((2, 5, 4, 3), 2 / 3, np.float32))
 
 

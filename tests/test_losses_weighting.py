@@ -145,7 +145,10 @@ class TestGradientNorm:
 
     @pytest.mark.parametrize("index", [0, 1, 2])
     def test_multiplying_a_term_by_1000_changes_nothing(self, index: int) -> None:
-        plain, in_config = build("gradient_norm"), build("gradient_norm", weights=np.where(np.arange(3) == index, 1000.0, 1.0))
+        plain, in_config = (
+            build("gradient_norm"),
+            build("gradient_norm", weights=np.where(np.arange(3) == index, 1000.0, 1.0)),
+        )
         in_code = build("gradient_norm")
         term = in_code.terms[index]
         scaled = replace(term, loss=partial(lambda inner, *a, **k: 1000.0 * inner(*a, **k), term.loss))
@@ -159,7 +162,9 @@ class TestGradientNorm:
         hybrid = build("gradient_norm", momentum=0.75)
         names = [*NAMES, "reference"]
         for square in (4.0, 16.0):  # running sums 0.25 x 4 = 1 of mass 0.25, then 0.75 + 4 = 4.75 of mass 0.4375
-            hybrid.update({f"gradient_square/{name}": tf.constant(square if name == "dice" else 1.0) for name in names}, 0.0)
+            hybrid.update(
+                {f"gradient_square/{name}": tf.constant(square if name == "dice" else 1.0) for name in names}, 0.0
+            )
         assert weights_of(hybrid) == pytest.approx([1.0, math.sqrt(0.4375 / 4.75), 1.0], rel=1e-5)
 
     def test_a_term_of_weight_0_is_off(self) -> None:

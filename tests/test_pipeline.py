@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -154,8 +158,6 @@ class TestRebuilding:
 class TestMemory:
     def test_files_are_mapped_not_held(self, prepared: list[PreparedCase], tmp_path: Path) -> None:
         """A sample reads its patch and no more: a volume of 1 GiB, mostly holes in the file, costs no memory."""
-        import tracemalloc
-
         path = tmp_path / "image.npy"
         np.lib.format.open_memmap(path, "w+", np.float32, (512, 512, 512, 2)).flush()
         label = tmp_path / "label.npy"
@@ -169,3 +171,38 @@ class TestMemory:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 2**20
+
+
+class TestEndOfTheProcess:
+    CODE = """
+import sys
+from pathlib import Path
+import numpy as np
+from data_helpers import make_test_plan, store_case
+from segment.config import Config
+from segment.data.pipeline import patch_dataset
+
+def train(folder):
+    case = store_case(folder / "a", np.ones((70, 70, 70, 1)), np.ones((70, 70, 70)))
+    batches = iter(patch_dataset([case], make_test_plan(patch_size=(64, 64, 64)), Config(), first_step=0, steps=10**6))
+    for _ in range(3):
+        next(batches)
+    raise RuntimeError("an error in the training loop")
+
+train(Path(sys.argv[1]))
+"""
+
+    def test_error_while_data_flows_ends_the_process(self, tmp_path: Path) -> None:
+        """The traceback keeps the iterator alive until the interpreter shuts down, where it would wait forever."""
+        root = Path(__file__).parents[1]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
+        done = subprocess.run(
+            [sys.executable, "-c", self.CODE, str(tmp_path)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 1
+        assert done.stderr.rstrip().endswith("RuntimeError: an error in the training loop")

@@ -167,7 +167,7 @@ class TestErrors:
 
     def test_cache_that_cannot_be_written(self, cases: tuple[Case, ...], tmp_path: Path) -> None:
         (tmp_path / "cache").write_text("a file")
-        with pytest.raises(InputError, match="cannot write the cache .*cache"):
+        with pytest.raises(InputError, match=r"cannot write the cache .*cache"):
             prepare_cases(cases, PLAN, cache_dir=tmp_path / "cache", workers=1)
 
     def test_damaged_cache_entry_is_named(self, cases: tuple[Case, ...], tmp_path: Path) -> None:

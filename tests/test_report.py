@@ -13,12 +13,15 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from report_fixture import SCRIPT, MadeReport, make_report
+from report_fixture import CONFIG, SCRIPT, MadeReport, make_report
 
 from segment.errors import InputError
 from segment.evaluation import report, report_sections
+from segment.evaluation.metrics import evaluate_case
 from segment.evaluation.page import DASH, LANGUAGES, TEMPLATES, number, page_labels
 from segment.evaluation.pictures import CasePictures
+from segment.evaluation.summary import summarise
+from segment.evaluation.tables import sorted_cases, sorted_lesions
 
 CASE_IDS = [SCRIPT, "case_01", "case_02", "case_03", "case_04"]
 
@@ -156,11 +159,30 @@ class TestReading:
         places = {case["case_id"]: place for place, case in enumerate(made.cases, start=1)}
         assert len(missed) > 3
         for row in missed:
-            assert f'id="case-{places[row["case_id"]]}-L{row["lesion_id"]}"' in text
+            assert f'id="case-{places[row["case_id"]]}-0-L{row["lesion_id"]}"' in text
 
     def test_tables_have_captions_and_scopes(self, text):
         assert text.count("<table") == text.count("<caption>") == 5
         assert len(re.findall(r"<th(?![^>]*scope)[ >]", text)) == 0
+
+
+class TestClasses:
+    def test_each_class_has_its_lines_and_its_figures(self, made, tmp_path):
+        case_id, pictures = next(iter(made.arrays.items()))
+        results = []
+        for name, value in (("core", 1), ("rim", 2)):
+            # The lesions of the class "rim" are those of "core" moved by a few voxels, and never predicted.
+            label = pictures.label + 2 * (np.roll(pictures.label, 6, axis=0) & ~pictures.label & 1)
+            names = {"config": CONFIG, "value": value, "class_name": name}
+            results.append(evaluate_case(case_id, label, pictures.prediction, pictures.grid, **names))
+        summary = summarise(results, config=CONFIG, seed=0, inputs={})
+        both = MadeReport(summary, sorted_cases(results), sorted_lesions(results), made.arrays)
+        text = both.write(tmp_path / "report.html")
+        page = Page(text)
+        assert "By class" in page.text
+        assert re.search(r'<th scope="row">rim</th><td>\d+</td><td>0%</td>', text)
+        assert len(page.ids) == len(set(page.ids))
+        assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
 
 
 class TestLanguages:
@@ -185,7 +207,7 @@ class TestLanguages:
     def test_no_label_is_unused(self):
         files = [path for path in TEMPLATES.parent.rglob("*.*") if path.suffix in (".py", ".html")]
         source = "\n".join(path.read_text(encoding="utf-8") for path in files)
-        built = ("status_", "reason_", "iou_mean", "dice_mean", "run_")  # put together from a prefix
+        built = ("status_", "reason_", "iou_mean", "dice_mean", "compare_", "figure_")  # put together from a prefix
         unused = [
             key
             for key in page_labels("en")

@@ -195,6 +195,30 @@ class TestResume:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+class TestHardware:
+    def test_four_replicas_give_the_weights_of_one(self, dataset: Path, tmp_path: Path, four_cpus: list[str]) -> None:
+        found = {}
+        for strategy, replicas in (("single", 1), ("mirrored", 4)):
+            run_dir = tmp_path / strategy
+            options = {"steps": 2, "batch_size": 4, "strategy": strategy, "optimizer": {"name": "sgd"}}
+            assert train(configuration(dataset, run_dir, **options), resume=False, force=False).exit_code == 0
+            assert json.loads((run_dir / "manifest.json").read_text())["replicas"] == replicas
+            found[strategy] = Checkpoints(run_dir / "checkpoints").latest()
+        single, mirrored = found["single"], found["mirrored"]
+        assert single is not None
+        assert mirrored is not None
+        for name, array in single.arrays.items():
+            np.testing.assert_allclose(mirrored.arrays[name], array, rtol=1e-4, atol=1e-6, err_msg=name)
+
+    def test_float16_scales_the_loss_and_reports_in_float32(self, dataset: Path, tmp_path: Path) -> None:
+        config = configuration(dataset, tmp_path / "run", steps=2, precision="mixed_float16")
+        assert train(config, resume=False, force=False).exit_code == 0
+        (row,) = rows_of(tmp_path / "run" / "metrics.csv")
+        assert row["loss_scale"] == "32768"
+        assert float(row["loss"]) < 10
+        assert tf.keras.mixed_precision.global_policy().name == "float32"
+
+
 class TestBadNumbers:
     def test_twenty_skipped_steps_in_a_row_stop_with_the_cases(self, dataset: Path, tmp_path: Path) -> None:
         # The first steps blow the weights up; everything after them overflows.
@@ -232,7 +256,7 @@ class TestRefusals:
 
     def test_resume_of_a_folder_that_is_no_run(self, dataset: Path, tmp_path: Path) -> None:
         (tmp_path / "letter.txt").write_text("dear")
-        with pytest.raises(InputError, match="expected a run folder, found .* with other files"):
+        with pytest.raises(InputError, match=r"expected a run folder, found .* with other files"):
             train(configuration(dataset, tmp_path), resume=True, force=False)
         assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
@@ -241,11 +265,11 @@ class TestRefusals:
             train(configuration(dataset, tmp_path / "run"), resume=True, force=True)
 
     def test_bad_data_leaves_no_folder_behind(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="dataset .* does not exist"):
+        with pytest.raises(InputError, match=r"dataset .* does not exist"):
             train(configuration(tmp_path / "absent", tmp_path / "run"), resume=False, force=False)
         assert not (tmp_path / "run").exists()
 
     def test_bad_data_with_force_keeps_the_old_run(self, straight: tuple[Path, TrainResult], tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="dataset .* does not exist"):
+        with pytest.raises(InputError, match=r"dataset .* does not exist"):
             train(configuration(tmp_path / "absent", straight[0]), resume=False, force=True)
         assert (straight[0] / "model.keras").exists()

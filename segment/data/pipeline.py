@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import atexit
+import threading
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +19,49 @@ from segment.data.sampling import PatchSampler, read_patch
 # Streams of random numbers that never meet, whatever seed, step and index are.
 _STEP, _SAMPLE = 0, 1
 PREFETCH = 2  # batches held ready
+REST_SECONDS = 0.1  # without a call: the threads of tf.data are at rest
+EXIT_SECONDS = 10.0  # at most, at the end of the process
+
+Sample = tuple[np.ndarray, np.ndarray, np.int32]  # image, label, index of the case
+
+
+class _Door:
+    """Lets Python end while a dataset is still in use, for example after an error in the training loop.
+
+    TensorFlow's threads cannot finish a call into Python once the interpreter shuts down, and its iterators wait for
+    such calls when they are deleted: the process would hang. So before that, new calls are turned away as the end
+    of the data, and the exit waits until the threads, whose buffers are bounded, have come to rest.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._closed = False
+        self._started = self._running = 0
+        atexit.register(self.close)
+
+    def call(self, function: Callable[[int], Sample], index: int) -> Sample:
+        """Calls the function; raises StopIteration, which tf.data takes as the end of the data, once closed."""
+        with self._lock:
+            self._started += 1
+            if self._closed:
+                raise StopIteration
+            self._running += 1
+        try:
+            return function(index)
+        finally:
+            with self._lock:
+                self._running -= 1
+
+    def close(self) -> None:
+        """Turns further calls away and waits until none has come for a while."""
+        self._closed = True
+        deadline, seen = time.monotonic() + EXIT_SECONDS, 0
+        while (self._running or self._started > seen) and time.monotonic() < deadline:
+            seen = self._started
+            time.sleep(REST_SECONDS)
+
+
+_DOOR = _Door()
 
 
 class PatchSource:
@@ -44,7 +90,7 @@ class PatchSource:
         rng = np.random.default_rng(np.random.SeedSequence([config.seed, _STEP, step]))
         return int(config.data.lesion_patch_share * config.train.batch_size + rng.random())
 
-    def sample(self, index: int) -> tuple[np.ndarray, np.ndarray, np.int32]:
+    def sample(self, index: int) -> Sample:
         """Builds sample `index % batch_size` of step `index // batch_size`, a pure function of seed and index.
 
         Returns:
@@ -88,7 +134,7 @@ def patch_dataset(
 
     def build(index: tf.Tensor) -> dict[str, tf.Tensor]:
         image, label, case = tf.numpy_function(
-            lambda number: source.sample(int(number)), [index], (tf.float32, tf.uint8, tf.int32)
+            lambda number: _DOOR.call(source.sample, int(number)), [index], (tf.float32, tf.uint8, tf.int32)
         )
         return {
             "image": tf.ensure_shape(image, [*patch, plan.channels]),

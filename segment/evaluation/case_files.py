@@ -27,6 +27,8 @@ class CaseJob:
         case_id: The name in all tables.
         prediction, label: The masks; None for one that is missing and scored as empty, not both.
         probability: [x, y, z] or, for several classes, [x, y, z, class]; None where there is none.
+        froc: Whether the thresholds are swept; without a probability file, which then goes with a missing prediction,
+            nothing is found at any.
         image: What the pictures show below the outlines; None where there is none.
         classes: None takes the only value above 0 as the only class.
         closed: Where the classes come from, if values of no class are an error, else None.
@@ -38,6 +40,7 @@ class CaseJob:
     prediction: Path | None
     label: Path | None
     probability: Path | None
+    froc: bool
     image: Path | None
     classes: ClassValues | None
     closed: str | None
@@ -73,7 +76,7 @@ def failed(job: CaseJob, error: str) -> CaseOutcome:
 def _evaluate(job: CaseJob) -> CaseOutcome:
     label, prediction, grid = _masks(job)
     classes = _classes(job, label, prediction)
-    probabilities = None if job.probability is None else _probabilities(job.probability, job, grid, len(classes))
+    probabilities = _probabilities(job, grid, len(classes)) if job.froc else None
     results = []
     for index, (name, values) in enumerate(classes.items()):
         result, pair = measure(
@@ -86,11 +89,12 @@ def _evaluate(job: CaseJob) -> CaseOutcome:
             class_name=name,
             probability=None if probabilities is None else probabilities[..., index],
             distances=True,
-            froc=probabilities is not None,
+            froc=job.froc,
         )
         results.append(replace(result, notes=(*_missing_notes(job), *result.notes)))
         if job.maps is not None:
-            suffix = f"_{name}" if len(classes) > 1 else ""
+            # By value: a name may hold what a file name cannot.
+            suffix = "_" + "+".join(str(value) for value in values) if len(classes) > 1 else ""
             write_lesion_map(job.maps / f"{job.case_id}{suffix}.nii.gz", lesion_map(pair, grid.shape), grid)
     files = {"labels": job.label, "predictions": job.prediction, "probabilities": job.probability}
     inputs = {f"{role}/{path.name}": sha256_of(path) for role, path in files.items() if path is not None}
@@ -137,8 +141,11 @@ def _classes(job: CaseJob, label: np.ndarray, prediction: np.ndarray) -> ClassVa
     return job.classes
 
 
-def _probabilities(path: Path, job: CaseJob, grid: Grid, classes: int) -> np.ndarray:
+def _probabilities(job: CaseJob, grid: Grid, classes: int) -> np.ndarray:
     """Float32 [x, y, z, classes] on the grid of the masks."""
+    path = job.probability
+    if path is None:
+        return np.zeros((*grid.shape, classes), np.float32)
     values, found = read_probability(path)
     require_same_grid(grid, job.label or job.prediction or path, found, path)
     if values.shape[3] != classes:

@@ -226,8 +226,8 @@ def draw_text(x: float, y: float, content: str, *, css: str = "tick") -> str:
     return f'<text class="{css}" x="{x:.1f}" y="{y:.1f}">{escape(content)}</text>'
 
 
-def draw_svg(parts: Sequence[str], name: str) -> Markup:
+def draw_svg(parts: Sequence[str], name: str, *, width: float = WIDTH, height: float = HEIGHT) -> Markup:
     """The parts as one picture called `name`."""
     # Every text and title above is escaped where it is written, so the whole is safe to place in a page.
-    box = f"0 0 {WIDTH} {HEIGHT}"
+    box = f"0 0 {width:g} {height:g}"
     return Markup(f'<svg class="chart" viewBox="{box}" role="img" aria-label="{escape(name)}">{"".join(parts)}</svg>')

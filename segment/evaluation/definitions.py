@@ -15,7 +15,7 @@ def definitions(config: EvaluationConfig) -> dict[str, str]:
     least = f"{config.min_lesion_mm3:g} mm3"
     smallest = (
         f"label lesions below {least} are ignored: neither found nor missed, a prediction that overlaps"
-        " only ignored ones is no false positive, and both are left out of Dice, IoU and distances; predicted components"
+        " only ignored ones is no false positive, and both are left out of Dice, IoU, distances; predicted components"
         " below it are removed"
         if config.min_lesion_mm3
         else "none: every component counts"

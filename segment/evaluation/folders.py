@@ -112,9 +112,20 @@ def find_jobs(
             raise InputError(
                 f"case {case_id}: expected its probabilities in {probabilities}, found none; leave them out or add them"
             )
-        image = _image_of(case_id, images, labels)
-        paths = found.get(case_id), expected.get(case_id), scores.get(case_id), image
-        jobs.append(CaseJob(case_id, *paths, classes, closed, config, maps))
+        jobs.append(
+            CaseJob(
+                case_id=case_id,
+                prediction=found.get(case_id),
+                label=expected.get(case_id),
+                probability=scores.get(case_id) if case_id in found else None,
+                froc=probabilities is not None,
+                image=_image_of(case_id, images, labels),
+                classes=classes,
+                closed=closed,
+                config=config,
+                maps=maps,
+            )
+        )
     return jobs
 
 

@@ -14,7 +14,14 @@ import numpy as np
 
 from segment.config import EvaluationConfig
 from segment.errors import InputError
-from segment.evaluation.lesions import at_most, below, find_components, find_overlaps, match_one_to_one
+from segment.evaluation.lesions import (
+    at_most,
+    below,
+    common_order,
+    find_components,
+    find_overlaps,
+    match_one_to_one,
+)
 from segment.evaluation.pairs import union_box
 
 THRESHOLDS = (*(round(0.05 * step, 2) for step in range(1, 20)), 0.99)
@@ -76,7 +83,8 @@ def sweep_case(
         min_volumes_mm3: Rising.
     """
     box, _ = union_box(label, probability >= thresholds[0])
-    label, probability = label[box], probability[box]
+    order = common_order(label, probability)
+    label, probability = (np.asarray(array[box], order=order) for array in (label, probability))
     gt = find_components(label)
     volumes = gt.n_voxels * voxel_mm3
     ignored = below(volumes, config.min_lesion_mm3)

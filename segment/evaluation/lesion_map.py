@@ -34,7 +34,7 @@ def lesion_map(pair: LesionPair, shape: Sequence[int]) -> np.ndarray:
     inside = look_up(np.append(0, np.where(false, _FALSE, 0)).astype(np.uint8), pair.pred.labels)
     gt = look_up(np.append(0, of_gt).astype(np.uint8), pair.gt.labels)
     np.copyto(inside, gt, where=gt != 0)
-    values = np.zeros(tuple(shape), np.uint8)
+    values = np.zeros(tuple(shape), np.uint8, order="F")  # as files hold it
     values[tuple(slice(first, first + length) for first, length in zip(pair.origin, gt.shape, strict=True))] = inside
     return values
 

@@ -139,7 +139,11 @@ class CaseViewer:
             spot: where.
             pixels: the grey picture is averaged down to at most so many pixels a side.
         """
-        return [self._view(plane, self._voxel(spot), self._box, pixels) for plane in self._planes()]
+        return [self._view(plane, self._voxel(spot), self._box, pixels) for plane in self.planes]
+
+    def locator(self, spot: Spot, *, pixels: int) -> View:
+        """The first of `views` alone, to show where in the scan a lesion is."""
+        return self._view(self.planes[0], self._voxel(spot), self._box, pixels)
 
     def close_ups(self, spot: Spot, *, field_mm: float) -> list[View]:
         """As `views`, zoomed to a field of `field_mm` around the spot, moved inward where the scan ends."""
@@ -148,10 +152,11 @@ class CaseViewer:
             _window(int(centre), math.ceil(field_mm / spacing), size)
             for centre, spacing, size in zip(voxel, self._spacing_mm, self._image.shape, strict=True)
         )
-        return [self._view(plane, voxel, box, max(self._image.shape)) for plane in self._planes()]
+        return [self._view(plane, voxel, box, max(self._image.shape)) for plane in self.planes]
 
-    def _planes(self) -> list[str]:
-        """The planes of the scan; a 2D image has one."""
+    @property
+    def planes(self) -> list[str]:
+        """The planes of the scan: a 2D image has one, a single line of voxels none."""
         flat = [axis for axis, size in enumerate(self._image.shape) if size == 1]
         return [plane for plane, (_, across, up) in PLANES.items() if across not in flat and up not in flat]
 

@@ -13,7 +13,7 @@ from segment.evaluation.report_sections import PICTURES_MIB, Sections, draw_sect
 from segment.evaluation.report_summary import charts, class_table, conventions, headline, provenance
 from segment.progress import progress_bar
 
-LESION_ROWS = 8000  # some 250 bytes each; beyond this a browser sorts too slowly to be pleasant
+LESION_ROWS = 5000  # some 250 bytes each; beyond this a browser sorts too slowly to be pleasant
 
 
 def write_html(
@@ -27,16 +27,14 @@ def write_html(
 ) -> None:
     """Writes the report of an evaluation as one HTML file that opens from disk and loads nothing.
 
-    At most 15 MiB for 100 cases: pictures are capped, and the page says so where the cap applies. The same input gives
-    the same bytes.
+    At most 15 MiB for 100 cases: pictures are capped, and the page says so. The same input gives the same bytes.
 
     Args:
         path: the file, written atomically.
         summary: the content of summary.json; `operating_point`, `froc` and `by_class` are shown where they are there.
         cases: the objects of cases.json; none gives a page that says so.
         lesions: the rows of lesions.csv.
-        pictures: case id -> what to draw it from, None where there is nothing; called once for a case, so that one case
-            at a time is in memory.
+        pictures: case id -> what to draw it from, None where there is nothing; called for one case after the other.
         language: `en` or `zh`, for labels.
 
     Raises:
@@ -46,17 +44,29 @@ def write_html(
     case_rows = case_table(cases)
     threshold = (summary.get("operating_point") or {}).get("threshold")
     lesion_rows = lesion_table(lesions, case_anchors(cases), threshold=threshold)
-    several_classes = len(summary["classes"]) > 1
     with progress_bar("report", len({row.case_id for row in case_rows})) as bar:
         sections = draw_sections(
             case_rows,
             lesion_rows,
             pictures,
             language=language,
-            several_classes=several_classes,
+            several_classes=len(summary["classes"]) > 1,
             advance=bar.advance,
         )
-    values = {
+    values = _head_values(summary, case_rows, lesion_rows, sections, labels)
+    values |= _table_values(summary, case_rows, lesion_rows, sections, labels)
+    write_page(path, "report.html", language=language, values=values)
+
+
+def _head_values(
+    summary: Mapping[str, Any],
+    case_rows: Sequence[CaseRow],
+    lesion_rows: Sequence[LesionRow],
+    sections: Sections,
+    labels: Mapping[str, str],
+) -> dict[str, Any]:
+    """What stands above and below the tables: the headline, charts, conventions, galleries and case sections."""
+    return {
         "title": labels["report_title"],
         "headline": headline(summary, lesion_rows, labels),
         "notes": summary["notes"] + _cap_note(sections, case_rows, labels),
@@ -64,12 +74,10 @@ def write_html(
         "provenance": provenance(summary),
         "class_rows": class_table(summary),
         "charts": charts(summary, case_rows, labels),
-        "several_classes": several_classes,
+        "several_classes": len(summary["classes"]) > 1,
         "galleries": [_gallery(sections, lesion_rows, outcome, labels) for outcome in ("missed", "false_positive")],
         "sections": sections.texts,
-        **_table_values(summary, case_rows, lesion_rows, sections, labels),
     }
-    write_page(path, "report.html", language=language, values=values)
 
 
 def _table_values(

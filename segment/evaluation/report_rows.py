@@ -47,6 +47,7 @@ class LesionRow:
     anchor: str
     case_id: str
     class_name: str
+    class_place: int
     side: Literal["gt", "pred"]
     lesion_id: int
     outcome: Outcome
@@ -69,8 +70,8 @@ class LesionRow:
 
     @property
     def picture(self) -> str:
-        """The page's anchor of the lesion's pictures, unique over cases and classes."""
-        return f"{self.anchor}-{self.name}"
+        """The page's anchor of the lesion's pictures, unique over cases and classes, which number their own lesions."""
+        return f"{self.anchor}-{self.class_place}-{self.name}"
 
 
 def case_anchors(cases: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -130,8 +131,9 @@ def lesion_table(
         anchors: case id -> anchor, from `case_anchors`.
         threshold: probability from which a voxel counts as lesion, None where it is not known.
     """
+    classes = sorted({str(lesion["class"]) for lesion in lesions})
     rows = [
-        _lesion_row(lesion, anchors[str(lesion["case_id"])], threshold)
+        _lesion_row(lesion, anchors[str(lesion["case_id"])], classes.index(str(lesion["class"])), threshold)
         for lesion in lesions
         if lesion["side"] == "gt" or lesion["is_fp"]
     ]
@@ -141,7 +143,7 @@ def lesion_table(
     )
 
 
-def _lesion_row(lesion: Mapping[str, Any], anchor: str, threshold: float | None) -> LesionRow:
+def _lesion_row(lesion: Mapping[str, Any], anchor: str, place: int, threshold: float | None) -> LesionRow:
     outcome = _outcome(lesion)
     iou = lesion["matched_iou"] if outcome == "found" else lesion["best_iou"]
     x, y, z = lesion["centroid_world_mm"]
@@ -150,6 +152,7 @@ def _lesion_row(lesion: Mapping[str, Any], anchor: str, threshold: float | None)
         anchor=anchor,
         case_id=str(lesion["case_id"]),
         class_name=str(lesion["class"]),
+        class_place=place,
         side=lesion["side"],
         lesion_id=int(lesion["lesion_id"]),
         outcome=outcome,

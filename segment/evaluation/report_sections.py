@@ -14,6 +14,7 @@ from segment.evaluation.report_rows import CaseRow, LesionRow
 
 PICTURES_MIB = 11  # with tables and charts of 100 cases the page stays below 15 MiB
 PICTURED_CASES = 100
+ERRORS = ("missed", "false_positive")
 WHOLE_PIXELS = 256
 WHOLE_PIXELS_OF_MANY = 160  # where more than MANY_CASES share the cap
 MANY_CASES = 30
@@ -92,16 +93,12 @@ def draw_sections(
     thumbnails: list[Thumbnail] = []
     drawn_cases = 0
     for place, (case_id, rows) in enumerate(by_case.items()):
-        arrays = pictures(case_id) if place < PICTURED_CASES else None
         drawing = CaseDrawing(case_id, rows, of_case[case_id], language=language, several_classes=several_classes)
-        if arrays is None:
-            texts.append(drawing.without("no_pictures" if place < PICTURED_CASES else "not_pictured"))
-        else:
-            text, shown = drawing.draw(CaseViewer(arrays), cases=shared_by)
-            texts.append(text)
-            thumbnails += shown
-            drawn_cases += 1
-        del arrays  # before the next case is loaded: one case in memory at a time
+        # The arrays live within this call: one case in memory at a time.
+        text, shown = drawing.section(pictures if place < PICTURED_CASES else None, cases=shared_by)
+        texts.append(text)
+        thumbnails += shown or []
+        drawn_cases += shown is not None
         advance()
     return Sections(tuple(texts), tuple(thumbnails), drawn_cases)
 
@@ -122,17 +119,30 @@ class CaseDrawing:
         self._language, self._several_classes = language, several_classes
         self._labels = page_labels(language)
 
-    def without(self, reason: str) -> Markup:
-        """The section without pictures; `reason` is the key of the label that says why."""
-        return self._render(panels=[], missing=self._labels[reason], capped="")
+    def section(
+        self, load: Callable[[str], CasePictures | None] | None, *, cases: int
+    ) -> tuple[Markup, list[Thumbnail] | None]:
+        """The section with its thumbnails for the galleries, or with None where the case is not pictured.
 
-    def draw(self, viewer: CaseViewer, *, cases: int) -> tuple[Markup, list[Thumbnail]]:
-        """The section with as many pictures as its share of the page's cap allows, and the gallery's thumbnails."""
+        Args:
+            load: gives the case's arrays; None when the case is beyond the cap.
+            cases: how many cases share the cap on pictures.
+        """
+        if load is None:
+            return self._render(panels=[], missing=self._labels["not_pictured"], capped=""), None
+        arrays = load(self._case_id)
+        viewer = None if arrays is None else CaseViewer(arrays)
+        if viewer is None or not viewer.planes:
+            return self._render(panels=[], missing=self._labels["no_pictures"], capped=""), None
+        return self._draw(viewer, cases)
+
+    def _draw(self, viewer: CaseViewer, cases: int) -> tuple[Markup, list[Thumbnail]]:
+        """As many pictures as the case's share of the page's cap allows."""
         share = PICTURES_MIB * 2**20 // cases
         whole_pixels = WHOLE_PIXELS if cases <= MANY_CASES else WHOLE_PIXELS_OF_MANY
         first = self._first_panel(viewer, whole_pixels)
         panels, used = [first], _size(first)
-        errors = [row for row in self._lesions if row.outcome in ("missed", "false_positive")]
+        errors = [row for row in self._lesions if row.outcome in ERRORS]
         for row in errors:
             if row is first.row:
                 continue
@@ -141,7 +151,7 @@ class CaseDrawing:
             if used > share:
                 break
             panels.append(panel)
-        shown = [panel for panel in panels if panel.row is not None and panel.row in errors]
+        shown = [panel for panel in panels if panel.row is not None and panel.row.outcome in ERRORS]
         capped = ""
         if len(shown) < len(errors):
             capped = self._labels["pictures_capped"].format(shown=len(shown), all=len(errors), mib=PICTURES_MIB)
@@ -159,7 +169,7 @@ class CaseDrawing:
         return Panel(title, row.picture, row, (_at_scale(whole, _WHOLE_SIZE, focus=True), self._close_ups(viewer, row)))
 
     def _lesion_panel(self, viewer: CaseViewer, row: LesionRow) -> Panel:
-        where = _at_scale(viewer.views(row.spot, pixels=LOCATOR_PIXELS)[:1], _CLOSE_SIZE, focus=True)
+        where = _at_scale([viewer.locator(row.spot, pixels=LOCATOR_PIXELS)], _CLOSE_SIZE, focus=True)
         title = f"{self._labels['lesion']} {row.name}"
         return Panel(title, row.picture, row, (where + self._close_ups(viewer, row),))
 

@@ -91,47 +91,32 @@ def _why_missed(lesions: Sequence[LesionRow], labels: Mapping[str, str]) -> str:
 
 
 def _tiles(summary: Mapping[str, Any], labels: Mapping[str, str]) -> list[Tile]:
-    micro, macro = summary["micro"], summary["macro"]
+    micro = summary["micro"]
     one, intervals = micro["iou10"], micro["intervals"]
-    found = labels["n_of"]
-    tiles = [
-        Tile(
-            labels["small_recall"],
-            percent(micro["small_lesion_recall"]),
-            (
-                found.format(hit=micro["n_small_found"], n=micro["n_small"]),
-                *_interval(intervals.get("small_lesion_recall"), labels, percent),
-            ),
-        ),
-        Tile(
-            labels["fp_per_scan"],
-            number(micro["fp_per_scan"], 2),
-            _interval(intervals.get("fp_per_scan"), labels, lambda value: number(value, 2)),
-        ),
-        Tile(
-            labels["recall_all"],
-            percent(one["recall"]),
-            (
-                found.format(hit=one["tp"], n=one["tp"] + one["fn"]),
-                *_interval(intervals.get("recall"), labels, percent),
-            ),
-        ),
-        Tile(
-            labels["precision"],
-            percent(one["precision"]),
-            (
-                found.format(hit=one["tp"], n=one["tp"] + one["fp"]),
-                *_interval(intervals.get("precision"), labels, percent),
-            ),
-        ),
+    small = micro["small_lesion_recall"], micro["n_small_found"], micro["n_small"]
+
+    def share(key: str, name: str, value: float | None, hit: int, n: int) -> Tile:
+        details = (labels["n_of"].format(hit=hit, n=n), *_interval(intervals.get(key), labels, percent))
+        return Tile(labels[name], percent(value), details)
+
+    false_positives = _interval(intervals.get("fp_per_scan"), labels, lambda value: number(value, 2))
+    return [
+        share("small_lesion_recall", "small_recall", *small),
+        Tile(labels["fp_per_scan"], number(micro["fp_per_scan"], 2), false_positives),
+        share("recall", "recall_all", one["recall"], one["tp"], one["tp"] + one["fn"]),
+        share("precision", "precision", one["precision"], one["tp"], one["tp"] + one["fp"]),
+        _mean_tile(summary["macro"]["iou"], labels["iou_mean"], labels),
+        _mean_tile(summary["macro"]["dice"], labels["dice_mean"], labels),
+        _operating_tile(summary, labels),
+        _count_tile(summary, labels),
     ]
-    for name in ("iou", "dice"):
-        undefined = macro[name]["n_undefined"]
-        details = _interval(macro[name]["interval"], labels, lambda value: number(value, 2))
-        if undefined:
-            details += (labels["undefined_n"].format(n=undefined),)
-        tiles.append(Tile(labels[f"{name}_mean"], number(macro[name]["mean"], 3), details))
-    return [*tiles, _operating_tile(summary, labels), _count_tile(summary, labels)]
+
+
+def _mean_tile(figure: Mapping[str, Any], name: str, labels: Mapping[str, str]) -> Tile:
+    details = _interval(figure["interval"], labels, lambda value: number(value, 2))
+    if figure["n_undefined"]:
+        details += (labels["undefined_n"].format(n=figure["n_undefined"]),)
+    return Tile(name, number(figure["mean"], 3), details)
 
 
 def _interval(

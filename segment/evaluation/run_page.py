@@ -1,6 +1,6 @@
 """The page of a training run: its curves, validations, configuration and machine, from the files in its folder.
 
-Reads files only and stands beside the report, whose look it shares, so it works without TensorFlow and while a run goes on.
+It reads files only and shares the look of the report beside it, so it needs no TensorFlow and no finished run.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _facts(metrics: Log, manifest: Mapping[str, Any], labels: Mapping[str, str])
     finished = manifest.get("finished")
     state = DASH if finished is None else labels["run_finished" if finished else "run_unfinished"]
     seconds = manifest.get("seconds")
-    facts = [
+    return [
         (labels["status"], state),
         (labels["run_steps"], str(metrics.steps[-1])),
         (labels["run_time"], DASH if seconds is None else f"{seconds / 60:.1f} min"),
@@ -174,7 +174,6 @@ def _facts(metrics: Log, manifest: Mapping[str, Any], labels: Mapping[str, str])
         (labels["run_machine"], ", ".join(str(gpu) for gpu in hardware.get("gpus") or [hardware.get("cpu", DASH)])),
         (labels["run_memory"], f"{number(manifest.get('peak_memory_gib'), 2)} GiB"),
     ]
-    return facts
 
 
 def _best(validation: Log | None, labels: Mapping[str, str]) -> str:
@@ -199,12 +198,14 @@ def _validation_table(validation: Log, labels: Mapping[str, str]) -> dict[str, A
     rows = []
     for place, step in enumerate(validation.steps):
         values = [(name, validation.columns[name][place]) for name in names]
-        cells = [
-            percent(value) if name in SHARES else DASH if value is None else f"{value:.4g}" for name, value in values
-        ]
+        cells = [percent(value) if name in SHARES else _short(value) for name, value in values]
         rows.append((str(step), *cells, *([validation.notes[place]] if notes else [])))
     columns = [labels["run_step"], *names, *([labels["run_note"]] if notes else [])]
     return {"columns": columns, "rows": rows, "notes": notes}
+
+
+def _short(value: float | None) -> str:
+    return DASH if value is None else f"{value:.4g}"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

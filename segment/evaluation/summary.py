@@ -61,12 +61,20 @@ def summarise(
         summary["operating_point"] = dict(operating_point)
     return summary | {
         "bootstrap": {"draws": config.bootstrap_draws, "seed": seed, "level": LEVEL, "unit": "case"},
-        "notes": [f"{result.case['case_id']}: {note}" for result in ordered for note in result.notes],
+        "notes": _notes(ordered),
         "definitions": definitions(config),
         "config": config.model_dump(mode="json"),
         "versions": versions(),
         "inputs": dict(sorted(inputs.items())),
     }
+
+
+def _notes(results: Sequence[CaseResult]) -> list[str]:
+    notes = [f"{result.case['case_id']}: {note}" for result in results for note in result.notes]
+    swept = sum(result.sweep is not None for result in results)
+    if 0 < swept < len(results):
+        notes.append(f"no FROC: {len(results) - swept} of {len(results)} results come without probabilities")
+    return notes
 
 
 def _figures(results: Sequence[CaseResult], config: EvaluationConfig, seed: int) -> dict[str, Any]:

@@ -106,7 +106,9 @@ def take_through(job: Job, passage: Passage, stages: Sequence[Stage]) -> Passage
 
 
 def _fail(passage: Passage, kind: str, message: str) -> None:
-    passage.failure = {"case": passage.case.case_id, "path": str(passage.path), "kind": kind, "message": message}
+    named = [str(path) for path in passage.case.image_paths if str(path) in message]
+    path = max(named, key=len, default=str(passage.path))  # which of the channels it was
+    passage.failure = {"case": passage.case.case_id, "path": path, "kind": kind, "message": message}
 
 
 def read(job: Job, passage: Passage) -> None:
@@ -147,8 +149,8 @@ def evaluate(job: Job, passage: Passage) -> None:
     label, grid = read_mask(passage.path)
     require_same_grid(passage.grid, passage.case.image_paths[0], grid, passage.path)
     passage.inputs[str(passage.path)] = sha256_of(passage.path)
-    for index, (name, value) in enumerate(job.predictor.plan.label_values.items()):
-        result = evaluate_case(
+    passage.results = [
+        evaluate_case(
             passage.case.case_id,
             label,
             passage.mask,
@@ -160,7 +162,8 @@ def evaluate(job: Job, passage: Passage) -> None:
             distances=True,
             froc=True,
         )
-        passage.results.append(result)
+        for index, (name, value) in enumerate(job.predictor.plan.label_values.items())
+    ]
 
 
 def _peak_memory_mib() -> float:

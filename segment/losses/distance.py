@@ -16,6 +16,8 @@ def boundary(
 ) -> tf.Tensor:
     """Mean over voxels and channels of sigmoid(logit) times the signed distance to the lesion surface (Kervadec 2019).
 
+    Goes beside a term that looks at lesions: alone, a few lesion voxels' pull is lost among the background's.
+
     Args:
         y_true: labels [batch, *spatial, K]; only their shape is used, the distance says where the lesions are.
         logits: [batch, *spatial, K], any float dtype.
@@ -84,5 +86,6 @@ def distance_regression_of(
     if error == "mean_absolute_error":
         return weighted_mean(tf.keras.losses.mae(*pair), weight)
     if error == "huber":
-        return weighted_mean(tf.keras.losses.huber(*pair, delta=delta_mm), weight)
+        # Keras 2 computes huber in float32 whatever it is given.
+        return weighted_mean(tf.cast(tf.keras.losses.huber(*pair, delta=delta_mm), prediction.dtype), weight)
     raise InputError(f"error: expected mean_squared_error, mean_absolute_error or huber, found {error!r}")

@@ -75,9 +75,9 @@ def _cell_sum(cells: tf.Tensor, shape: tf.TensorShape, max_components: int) -> C
     if not cells.shape.is_compatible_with(shape):
         raise InputError(f"cells {cells.shape} and logits {shape} differ: expected the same shape")
     cells = tf.where(cells > 0, (cells - 1) % max_components + 1, 0)
-    # Each slab along the first spatial axis is summed on its own first: a float32 running sum over a whole patch would lose
-    # digits, and on a GPU all voxels of a large cell would wait for one address. The number of segments does not depend on
-    # the lesions: no retracing, and XLA can compile it.
+    # Each slab along the first spatial axis is summed on its own first: a float32 running sum over a whole patch would
+    # lose digits, and on a GPU all voxels of a large cell would wait for one address. The number of segments does not
+    # depend on the lesions: no retracing, and XLA can compile it.
     sizes = [tf.shape(cells)[axis] if shape[axis] is None else shape[axis] for axis in (0, 1)]
     batch, slabs, channels, count = *sizes, shape[-1], max_components + 1
     segments = batch * slabs * channels * count

@@ -24,6 +24,7 @@ from segment.training.step import SKIPS_BEFORE_STOP, TrainingError, TrainStep
 from segment.training.validation import (
     evaluate_prepared,
     headline_figures,
+    in_words,
     make_forward,
     quick_summary,
     save_model,
@@ -194,7 +195,7 @@ class Loop:
         summary = quick_summary(results, self._config)
         figures = headline_figures(summary)
         score = selection_score(figures, train.selection)
-        best = score > tuple(progress.best_score)
+        best = score >= tuple(progress.best_score)  # of equals the later one, which has seen more
         if best:
             save_model(self._parts.model, self.model_path)
             progress.best_step, progress.best_score = progress.step, score
@@ -211,9 +212,8 @@ class Loop:
             "false positives/scan": "fp_per_scan",
             "Dice": "dice",
         }
-        loss = "-" if self.progress.loss is None else f"{self.progress.loss:.4f}"
-        text = f"step {self.progress.step}/{self._config.train.steps}: loss {loss}"
-        text += "".join(f", {name} {figures[key]:.3f}" for name, key in shown.items())
+        text = f"step {self.progress.step}/{self._config.train.steps}: loss {in_words(self.progress.loss)}"
+        text += "".join(f", {name} {in_words(figures[key])}" for name, key in shown.items())
         text += ", best so far" if best else ""
         CONSOLE.print(text if decision is None else f"{text}; {decision}", markup=False, soft_wrap=True)
 

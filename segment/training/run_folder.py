@@ -54,6 +54,8 @@ def open_run(config: Config, *, resume: bool, force: bool) -> RunData:
                 f"--resume: expected a run folder, found {folder} with other files; choose another --run-dir"
             )
         claim_folder(folder, resume=resume)  # raises before the data is read, unless it is to be resumed
+        for left in [*folder.glob(".tmp-*"), *folder.glob("checkpoints/.tmp-*")]:
+            left.unlink()  # a killed run was writing this file
     if resume and (folder / "config.yaml").exists():
         _require_same(load_config(folder / "config.yaml"), config)
         if (folder / "data.json").exists():  # the last of the files below

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ from rich.table import Table
 
 from segment.config import Config
 from segment.data.cases import Case
-from segment.data.planning import Plan
 from segment.data.preprocessing import PreparedCase, prepare_cases
-from segment.files import write_json
+from segment.files import read_json, write_json
 from segment.inference.model_file import load_model
 from segment.losses import build_hybrid
 from segment.model import build_unet
@@ -36,7 +35,9 @@ from segment.training.precision import (
 )
 from segment.training.run_folder import RunData, open_run
 from segment.training.step import TrainStep, weights_of
-from segment.training.validation import headline_figures, make_forward, write_validation
+from segment.training.validation import headline_figures, in_words, make_forward, write_validation
+
+CACHE = "cache"  # prepared cases, in the run folder
 
 
 @dataclass(frozen=True)
@@ -74,20 +75,16 @@ def train(config: Config, *, resume: bool, force: bool) -> TrainResult:
         InputError: The run folder, the data or the configuration cannot be used, or the training cannot go on.
     """
     data = open_run(config, resume=resume, force=force)
-    cache = config.run_dir / "cache"
-    prepared = prepare_cases([*data.train, *data.validation], data.plan, cache_dir=cache, workers=config.data.workers)
-    sides = prepared[: len(data.train)], prepared[len(data.train) :]
     precision = resolve_precision(
         config.train.precision, compute_capabilities=compute_capabilities(), cpu_flags=read_cpu_flags()
     )
-    parts = _build(config, data.plan, precision, *sides)
+    parts = _build(config, data, precision)
     manifest = _manifest(config, data, precision, parts.strategy)
-    write_json(config.run_dir / "manifest.json", manifest)
     with stop_on_signals() as stop:
         loop = Loop(config, parts, stop)
         try:
             loop.run()
-            summary = _finish(config, data, sides[1], loop, before=stop.check)
+            summary = _finish(config, data, parts.validation, loop, before=stop.check)
         except Interrupted as interrupted:
             CONSOLE.print(
                 f"stopped at step {loop.progress.step} of {config.train.steps}; everything is kept in "
@@ -96,23 +93,21 @@ def train(config: Config, *, resume: bool, force: bool) -> TrainResult:
                 soft_wrap=True,
             )
             return TrainResult(config.run_dir, interrupted.code, loop.progress.step, loop.progress.best_step, None)
-    progress = loop.progress
-    ending = {"finished": True, "seconds": round(loop.seconds(), 1), "best_step": progress.best_step}
-    write_json(config.run_dir / "manifest.json", manifest | ending | {"peak_memory_gib": round(peak_memory_gib(), 2)})
-    shutil.rmtree(cache, ignore_errors=True)  # can be made again, and is larger than all the rest
+    _close(config, manifest, loop)
     _print_table(config, loop, summary)
-    return TrainResult(config.run_dir, 0, progress.step, progress.best_step, summary)
+    return TrainResult(config.run_dir, 0, loop.progress.step, loop.progress.best_step, summary)
 
 
-def _build(
-    config: Config, plan: Plan, precision: str, training: list[PreparedCase], validation: list[PreparedCase]
-) -> Parts:
-    """Everything with variables, under the precision policy and the strategy's scope."""
+def _build(config: Config, data: RunData, precision: str) -> Parts:
+    """The prepared cases, and everything with variables under the precision policy and the strategy's scope."""
+    cases = [*data.train, *data.validation]
+    cache = config.run_dir / CACHE
+    prepared = prepare_cases(cases, data.plan, cache_dir=cache, workers=config.data.workers)
     options = config.train
     strategy = make_strategy(options.strategy)
     check_batch_size(options.batch_size, strategy.num_replicas_in_sync)
     with precision_policy(precision), strategy.scope():
-        model = build_unet(plan, seed=config.seed)
+        model = build_unet(data.plan, seed=config.seed)
         hybrid = build_hybrid(config.loss)
         optimizer = make_optimizer(
             weights_of(model), list(hybrid.trainable_variables), strategy=strategy, config=options.optimizer
@@ -127,13 +122,18 @@ def _build(
         clip_norm=options.optimizer.clip_norm,
         batch_size=options.batch_size,
     )
-    return Parts(strategy, model, hybrid, step, plan, training, validation)
+    count = len(data.train)
+    return Parts(strategy, model, hybrid, step, data.plan, prepared[:count], prepared[count:])
 
 
 def _manifest(config: Config, data: RunData, precision: str, strategy: tf.distribute.Strategy) -> dict[str, Any]:
-    return {
+    """Writes manifest.json as of the start of the session; a resumed run keeps its start and findings."""
+    path = config.run_dir / "manifest.json"
+    before = read_json(path) if path.exists() else {}
+    findings = [asdict(finding) for finding in data.findings]
+    manifest = {
         "finished": False,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
         "versions": versions(),
         "commit": commit(),
         "hardware": hardware(),
@@ -142,12 +142,26 @@ def _manifest(config: Config, data: RunData, precision: str, strategy: tf.distri
         "replicas": strategy.num_replicas_in_sync,
         "seed": config.seed,
         "data": data.hashes,
-        "findings": [asdict(finding) for finding in data.findings],
+        "findings": findings or before.get("findings", []),
     }
+    write_json(path, manifest)
+    return manifest
+
+
+def _close(config: Config, manifest: dict[str, Any], loop: Loop) -> None:
+    """Completes manifest.json and removes the prepared cases, which can be made again and outweigh all the rest."""
+    ending = {
+        "finished": True,
+        "seconds": round(loop.seconds(), 1),
+        "best_step": loop.progress.best_step,
+        "peak_memory_gib": round(peak_memory_gib(), 2),
+    }
+    write_json(config.run_dir / "manifest.json", manifest | ending)
+    shutil.rmtree(config.run_dir / CACHE, ignore_errors=True)
 
 
 def _finish(
-    config: Config, data: RunData, validation: list[PreparedCase], loop: Loop, *, before: Any
+    config: Config, data: RunData, validation: Sequence[PreparedCase], loop: Loop, *, before: Any
 ) -> dict[str, Any]:
     """Writes validation/ with the model file as inference will load it, not with the weights in memory."""
     model = load_model(loop.model_path, data.plan)
@@ -169,14 +183,13 @@ def _files(cases: tuple[Case, ...]) -> list[str]:
 def _print_table(config: Config, loop: Loop, summary: dict[str, Any]) -> None:
     """The result on standard output, for a person."""
     figures = headline_figures(summary)
-    loss = math.nan if loop.progress.loss is None else loop.progress.loss
     table = Table(
         title=f"{config.run_dir}: {loop.progress.step} steps in {loop.seconds() / 60:.1f} min", title_justify="left"
     )
     table.add_column("validation, best model")
     table.add_column(f"step {loop.progress.best_step}", justify="right")
     rows = {
-        "training loss (last)": loss,
+        "training loss (last)": loop.progress.loss,
         "lesion F1": figures["lesion_f1"],
         "small-lesion recall": figures["small_lesion_recall"],
         "false positives per scan": figures["fp_per_scan"],
@@ -184,7 +197,7 @@ def _print_table(config: Config, loop: Loop, summary: dict[str, Any]) -> None:
         "IoU": figures["iou"],
     }
     for name, value in rows.items():
-        table.add_row(name, f"{value:.3f}" if math.isfinite(value) else "undefined")
+        table.add_row(name, in_words(value))
     console = Console(highlight=False)
     console.print(table)
     console.print(f"report:  {config.run_dir / 'validation' / 'report' / 'report.html'}", markup=False, soft_wrap=True)

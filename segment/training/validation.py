@@ -69,39 +69,36 @@ def evaluate_prepared(
     distances: bool,
     keep: Callable[[PreparedCase, np.ndarray], None] | None = None,
 ) -> list[CaseResult]:
-    """Predicts every case and compares it with its label file, one result for each case and class.
+    """Predicts each case and compares it with its label file, one result for each case and class.
 
     Args:
-        forward: Of `make_forward`.
         prepared: Cases with labels.
-        plan: Of the model.
-        config: `inference` and `evaluation` are used.
         distances: With HD95 and surface Dice, and with the greatest probability in each lesion; slower.
         keep: Called with each case and its mask, for example to write it.
 
     Raises:
         InputError: A label file has vanished or changed its grid.
     """
-    results = []
+    results: list[CaseResult] = []
     for case in prepared:
         mask, probabilities = predict_case(forward, case, plan, config)
         if keep is not None:
             keep(case, mask)
         label, grid = _read_label(case)
-        for channel, (name, value) in enumerate(plan.label_values.items()):
-            results.append(
-                evaluate_case(
-                    case.case.case_id,
-                    label,
-                    mask,
-                    grid,
-                    config=config.evaluation,
-                    value=value,
-                    class_name=name,
-                    probability=probabilities[..., channel] if distances else None,
-                    distances=distances,
-                )
+        results += [
+            evaluate_case(
+                case.case.case_id,
+                label,
+                mask,
+                grid,
+                config=config.evaluation,
+                value=value,
+                class_name=name,
+                probability=probabilities[..., channel] if distances else None,
+                distances=distances,
             )
+            for channel, (name, value) in enumerate(plan.label_values.items())
+        ]
     return results
 
 
@@ -133,6 +130,11 @@ def headline_figures(summary: dict[str, Any]) -> dict[str, float]:
         "iou": macro["iou"]["mean"],
     }
     return {name: float("nan") if value is None else float(value) for name, value in figures.items()}
+
+
+def in_words(value: float | None) -> str:
+    """A figure with three decimals, or "undefined" for NaN and None."""
+    return "undefined" if value is None or not np.isfinite(value) else f"{value:.3f}"
 
 
 def selection_score(figures: dict[str, float], selection: str) -> tuple[float, float]:

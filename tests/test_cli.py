@@ -1,0 +1,304 @@
+"""The commands as a person types them: exit codes, one-line errors, and nothing lost when some input is bad."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf  # noqa: F401 - the four logical devices are set up before any test runs
+from builders import AFFINE, tiny_dataset, write_case, write_dataset_json, write_nifti
+
+from segment.cli import main
+from segment.config import Config, save_config
+from segment.data.scan import read_mask
+
+ROOT = Path(__file__).parents[1]
+SHAPE = (20, 18, 16)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return tiny_dataset(tmp_path / "data", cases=3, channels=("FLAIR", "T1"), shape=SHAPE)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest network that trains, in float32."""
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    values = {
+        "model": {"filters": [4, 8], "patch_size": [16, 16, 8]},
+        "train": {"steps": 2, "validate_every": 2, "log_every": 1, "precision": "float32"},
+    }
+    save_config(Config.model_validate(values), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_dir(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run, made by the command itself."""
+    folder = tmp_path_factory.mktemp("trained")
+    root = tiny_dataset(folder / "data", cases=2, channels=("FLAIR", "T1"), shape=SHAPE)
+    assert main(["train", str(config), f"data.root={root}", "--run-dir", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The error message, which has to be the only line that begins with `error:` and the last one."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert not any(line.startswith("Traceback") for line in lines)
+    return lines[-1]
+
+
+def truncate(path: Path) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+class Faults:
+    """Each spoils the dataset in one way; the name of the case it spoils is `case1`."""
+
+    @staticmethod
+    def missing_file(root: Path) -> None:
+        (root / "labelsTr" / "case1.nii.gz").unlink()
+
+    @staticmethod
+    def truncated(root: Path) -> None:
+        truncate(root / "imagesTr" / "case1_0000.nii.gz")
+
+    @staticmethod
+    def other_grid(root: Path) -> None:
+        write_nifti(root / "labelsTr" / "case1.nii.gz", np.ones(SHAPE, np.uint8), AFFINE @ np.diag([2, 1, 1, 1]))
+
+    @staticmethod
+    def missing_channel(root: Path) -> None:
+        (root / "imagesTr" / "case1_0001.nii.gz").unlink()
+
+    @staticmethod
+    def not_a_number(root: Path) -> None:
+        image = np.full(SHAPE, 100.0, np.float32)
+        image[3, 4, 5] = np.nan
+        write_nifti(root / "imagesTr" / "case1_0000.nii.gz", image)
+
+    @staticmethod
+    def undeclared_value(root: Path) -> None:
+        label = np.zeros(SHAPE, np.uint8)
+        label[2:4, 2:4, 2:4] = 7
+        write_nifti(root / "labelsTr" / "case1.nii.gz", label)
+
+    @staticmethod
+    def all_empty(root: Path) -> None:
+        for path in (root / "labelsTr").iterdir():
+            write_nifti(path, np.zeros(SHAPE, np.uint8))
+
+    @staticmethod
+    def no_cases(root: Path) -> None:
+        for folder in ("imagesTr", "labelsTr"):
+            for path in (root / folder).iterdir():
+                path.unlink()
+
+
+class TestTrainRefuses:
+    @pytest.mark.parametrize(
+        ("spoil", "words"),
+        [
+            pytest.param(Faults.missing_file, ("case1", "labelsTr/case1.nii.gz"), id="missing-file"),
+            pytest.param(Faults.truncated, ("case1", "case1_0000.nii.gz", "truncated"), id="truncated"),
+            pytest.param(Faults.other_grid, ("case1", "labelsTr/case1.nii.gz", "grid"), id="other-grid"),
+            pytest.param(Faults.missing_channel, ("case1", "case1_0001.nii.gz"), id="missing-channel"),
+            pytest.param(Faults.not_a_number, ("case1", "case1_0000.nii.gz", "NaN"), id="nan"),
+            pytest.param(Faults.undeclared_value, ("case1", "expected the values 0 (background), 1 (lesion), found 7"), id="undeclared-value"),
+            pytest.param(Faults.all_empty, ("expected a label with foreground",), id="all-labels-empty"),
+            pytest.param(Faults.no_cases, ("found none",), id="empty-dataset"),
+        ],
+    )
+    def test_bad_data(
+        self,
+        dataset: Path,
+        config: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        spoil: Callable[[Path], None],
+        words: tuple[str, ...],
+    ) -> None:
+        spoil(dataset)
+        assert main(["train", str(config), f"data.root={dataset}", "--run-dir", str(tmp_path / "run")]) == 2
+        message = one_line(capsys)
+        assert [word for word in words if word not in message] == [], message
+        assert not (tmp_path / "run").exists()
+
+    def test_an_unknown_key(self, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["train", str(config), "train.stps=5"]) == 2
+        assert "unknown key 'train.stps'; did you mean 'steps'?" in one_line(capsys)
+
+    def test_a_dataset_that_is_not_there(
+        self, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["train", str(config), f"data.root={tmp_path / 'none'}", "--run-dir", str(tmp_path / "run")]) == 2
+        assert str(tmp_path / "none") in one_line(capsys)
+
+    def test_a_run_folder_that_exists(self, run_dir: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        before = sorted(run_dir.rglob("*"))
+        assert main(["train", str(config), "--run-dir", str(run_dir)]) == 2
+        assert "already holds files; pass --resume to go on or --force" in one_line(capsys)
+        assert sorted(run_dir.rglob("*")) == before
+
+    def test_a_run_folder_that_cannot_be_made(
+        self, dataset: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "file").touch()
+        run = tmp_path / "file" / "run"
+        assert main(["train", str(config), f"data.root={dataset}", "--run-dir", str(run)]) == 2
+        assert f"cannot write to output folder {run}" in one_line(capsys)
+
+    def test_skip_invalid_trains_on_the_rest_and_says_what_it_left_out(
+        self, dataset: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        truncate(dataset / "imagesTr" / "case1_0000.nii.gz")
+        arguments = ["train", str(config), f"data.root={dataset}", "data.skip_invalid=true"]
+        assert main([*arguments, "--run-dir", str(tmp_path / "run")]) == 0
+        assert "case1_0000.nii.gz" in capsys.readouterr().err
+
+
+class TestInfer:
+    def test_bad_scans_are_rows_and_the_others_are_written(self, run_dir: Path, tmp_path: Path) -> None:
+        scans = tiny_dataset(tmp_path / "scans", cases=4, channels=("FLAIR", "T1"), shape=SHAPE) / "imagesTr"
+        truncate(scans / "case1_0000.nii.gz")
+        nan = np.full(SHAPE, np.nan, np.float32)
+        write_nifti(scans / "case2_0001.nii.gz", nan)
+        arguments = ["infer", "--run", str(run_dir), "--input", str(scans), "--output", str(tmp_path / "out")]
+        assert main(arguments) == 1
+        with (tmp_path / "out" / "failures.csv").open(newline="") as handle:
+            rows = {row["case"]: row for row in csv.DictReader(handle)}
+        assert set(rows) == {"case1", "case2"}
+        assert rows["case1"]["kind"] == "truncated"
+        assert "NaN" in rows["case2"]["message"]
+        assert {path.name for path in (tmp_path / "out" / "masks").iterdir()} == {"case0.nii.gz", "case3.nii.gz"}
+        mask, grid = read_mask(tmp_path / "out" / "masks" / "case0.nii.gz")
+        assert mask.shape == SHAPE
+        np.testing.assert_array_equal(grid.affine, AFFINE)
+
+    def test_report_when_labels_are_given(
+        self, run_dir: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = ["infer", "--run", str(run_dir), "--input", str(dataset / "imagesTr")]
+        arguments += ["--labels", str(dataset / "labelsTr"), "--output", str(tmp_path / "out")]
+        assert main(arguments) == 0
+        names = {path.name for path in (tmp_path / "out" / "report").iterdir()}
+        assert {"report.html", "summary.json", "cases.json", "lesions.csv"} <= names
+        assert "report.html" in capsys.readouterr().out
+
+    def test_existing_output(
+        self, run_dir: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "notes.txt").touch()
+        arguments = ["infer", "--run", str(run_dir), "--input", str(dataset), "--output", str(tmp_path / "out")]
+        assert main(arguments) == 2
+        assert "already holds files; pass --force" in one_line(capsys)
+        assert main([*arguments, "--force"]) == 2
+        assert "made by segment" in one_line(capsys)
+        assert (tmp_path / "out" / "notes.txt").exists()
+
+    def test_a_threshold_out_of_range(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        arguments = ["infer", "--run", str(run_dir), "--input", "x", "--output", "y", "--threshold", "1.5"]
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert "expected a number above 0 and below 1, found '1.5'" in capsys.readouterr().err
+
+
+class TestOtherCommands:
+    def test_check_says_how_many_errors(self, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["check", str(dataset)]) == 0
+        assert "3 cases, 0 errors, 0 warnings" in capsys.readouterr().out
+        truncate(dataset / "imagesTr" / "case1_0000.nii.gz")
+        assert main(["check", str(dataset)]) == 2
+        assert "3 cases, 1 errors, 0 warnings" in capsys.readouterr().out
+
+    def test_evaluate_a_folder_against_itself(self, dataset: Path, tmp_path: Path) -> None:
+        labels = str(dataset / "labelsTr")
+        assert main(["evaluate", "--predictions", labels, "--labels", labels, "--output", str(tmp_path / "out")]) == 0
+        assert (tmp_path / "out" / "report.html").exists()
+
+    def test_a_csv_manifest_trains(self, config: Path, tmp_path: Path) -> None:
+        rng = np.random.default_rng(3)
+        rows = ["case,patient,FLAIR,label"]
+        for index in range(2):
+            label = np.zeros(SHAPE, np.uint8)
+            label[4:7, 4:7, 4:7] = 1
+            write_case(tmp_path, f"c{index}", rng.normal(100, 9, SHAPE).astype(np.float32) + 60 * label, label)
+            rows.append(f"c{index},p{index},imagesTr/c{index}_0000.nii.gz,labelsTr/c{index}.nii.gz")
+        (tmp_path / "manifest.csv").write_text("\n".join(rows), encoding="utf-8")
+        root = tmp_path / "manifest.csv"
+        assert main(["train", str(config), f"data.root={root}", "--run-dir", str(tmp_path / "run")]) == 0
+
+    def test_labels_of_two_classes_train_and_are_written_with_their_values(self, config: Path, tmp_path: Path) -> None:
+        write_dataset_json(tmp_path / "data", labels={"background": 0, "core": 2, "edge": 5})
+        rng = np.random.default_rng(4)
+        for index in range(2):
+            label = np.zeros(SHAPE, np.uint8)
+            label[3:6, 3:6, 3:6], label[10:13, 10:13, 8:11] = 2, 5
+            write_case(tmp_path / "data", f"c{index}", rng.normal(100, 9, SHAPE).astype(np.float32), label)
+        run = tmp_path / "run"
+        assert main(["train", str(config), f"data.root={tmp_path / 'data'}", "--run-dir", str(run)]) == 0
+        arguments = ["infer", "--run", str(run), "--input", str(tmp_path / "data"), "--output", str(tmp_path / "out")]
+        assert main([*arguments, "--threshold", "0.0001"]) == 0
+        mask, _ = read_mask(tmp_path / "out" / "masks" / "c0.nii.gz")
+        assert set(np.unique(mask)) <= {0, 2, 5}
+        assert mask.any()
+
+    def test_a_two_dimensional_model(self, config: Path, dataset: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        options = ["model.dimensions=2", "model.patch_size=[16, 16]", f"data.root={dataset}", "--run-dir", str(run)]
+        assert main(["train", str(config), *options]) == 0
+        arguments = ["infer", "--run", str(run), "--input", str(dataset), "--output", str(tmp_path / "out")]
+        assert main(arguments) == 0
+        assert read_mask(tmp_path / "out" / "masks" / "case0.nii.gz")[0].shape == SHAPE
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", ["train", "infer", "evaluate", "check"])
+    def test_shows_an_example(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        assert "example:\n  python scripts/" in capsys.readouterr().out
+
+    def test_scripts_run_and_help_needs_no_tensorflow(self) -> None:
+        for script in ("train", "infer", "evaluate", "check_data", "make_sample_data"):
+            command = [sys.executable, "-X", "importtime", str(ROOT / "scripts" / f"{script}.py"), "--help"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+            assert done.returncode == 0, done.stderr
+            assert "| tensorflow" not in done.stderr
+
+    def test_no_command_is_a_usage_error(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            main([])
+        assert "COMMAND" in capsys.readouterr().err
+
+
+def test_a_terminal_run_prints_nothing_but_the_result(run_dir: Path, dataset: Path, tmp_path: Path) -> None:
+    """A new process, as a person starts it: no notes of TensorFlow, no bar without a terminal."""
+    command = [sys.executable, str(ROOT / "scripts" / "infer.py"), "--run", str(run_dir)]
+    command += ["--input", str(dataset / "imagesTr"), "--output", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "3 of 3 scans predicted" in done.stdout
+
+
+def test_a_gzip_that_lies_about_its_size_is_no_crash(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for channel in range(2):
+        (scans / f"a_{channel:04d}.nii.gz").write_bytes(gzip.compress(b"not a scan"))
+    arguments = ["infer", "--run", str(run_dir), "--input", str(scans), "--output", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    assert "0 of 1 scans predicted" in capsys.readouterr().out

@@ -16,6 +16,8 @@ from pathlib import Path
 from segment import __version__
 from segment.errors import InputError
 
+LANGUAGES = ("en", "zh")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code.
@@ -40,7 +42,6 @@ def _quiet_libraries() -> None:
     # both at import, so this comes before either.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-    os.environ.setdefault("MPLBACKEND", "Agg")
 
 
 def _import_tensorflow() -> None:
@@ -106,7 +107,8 @@ def evaluate(options: argparse.Namespace) -> int:
         "force": options.force,
     }
     if options.compare is not None:
-        return compare_folders(*options.compare, options.labels, options.output, **shared)
+        first, second = options.compare
+        return compare_folders(first, second, options.labels, options.output, **shared)
     return evaluate_folders(
         options.predictions, options.labels, options.output, probabilities=options.probabilities, **shared
     )
@@ -128,13 +130,21 @@ def check(options: argparse.Namespace) -> int:
     return 2 if errors else 0
 
 
+def report(options: argparse.Namespace) -> int:
+    """Draws the page of a training run."""
+    from segment.evaluation.run_page import write_run_page
+
+    print(f"curves, validations and configuration: {write_run_page(options.run_dir, language=options.language)}")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="segment", description="Trains U-Nets that find small lesions, and reports on them."
     )
     parser.add_argument("--version", action="version", version=f"segment {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_infer, _add_evaluate, _add_check):
+    for add in (_add_train, _add_infer, _add_evaluate, _add_check, _add_report):
         add(commands)
     return parser
 
@@ -204,7 +214,7 @@ def _add_evaluate(commands: Commands) -> None:
         help="a case on one side only: error, or scored as empty",
     )
     parser.add_argument("--workers", type=_at_least_one, default=2, help="cases evaluated at a time (default: 2)")
-    parser.add_argument("--language", choices=["en", "zh"], default="en", help="of the report's labels")
+    parser.add_argument("--language", choices=LANGUAGES, default="en", help="of the report's labels")
     parser.add_argument("--force", action="store_true", help="replace an existing output folder")
     parser.set_defaults(function=evaluate)
 
@@ -215,6 +225,14 @@ def _add_check(commands: Commands) -> None:
     parser.add_argument("--layout", choices=["auto", "nnunet", "csv"], default="auto")
     parser.add_argument("--workers", type=_at_least_one, default=2, help="cases read at a time (default: 2)")
     parser.set_defaults(function=check)
+
+
+def _add_report(commands: Commands) -> None:
+    help_line = "Draw the page of a training run, finished or not."
+    parser = _command(commands, "report", help_line, "segment report runs/quickstart")
+    parser.add_argument("run_dir", type=Path, help="the run folder")
+    parser.add_argument("--language", choices=LANGUAGES, default="en", help="of the page's labels")
+    parser.set_defaults(function=report)
 
 
 def _at_least_one(text: str) -> int:

@@ -71,5 +71,6 @@ def store_case(folder: Path, image: np.ndarray, label: np.ndarray, *, values: Se
         np.save(folder / f"{name}.npy", array)
     table = LesionTable(value, np.diff(offset).astype(float), box, offset, folder / "voxels.npy")
     placement = Placement(Grid((x, y, z), np.eye(4)), ((0, x), (0, y), (0, z)), (x, y, z))
-    case = Case(folder.name, folder.name, (), None)
+    channels = 1 if image.ndim == 3 else image.shape[-1]
+    case = Case(folder.name, folder.name, (folder / "image.npy",) * channels, None)
     return PreparedCase(case, folder / "image.npy", folder / "label.npy", table, placement, (x, y, z))

@@ -113,7 +113,11 @@ class TestTrainRefuses:
             pytest.param(Faults.other_grid, ("case1", "labelsTr/case1.nii.gz", "grid"), id="other-grid"),
             pytest.param(Faults.missing_channel, ("case1", "case1_0001.nii.gz"), id="missing-channel"),
             pytest.param(Faults.not_a_number, ("case1", "case1_0000.nii.gz", "NaN"), id="nan"),
-            pytest.param(Faults.undeclared_value, ("case1", "expected the values 0 (background), 1 (lesion), found 7"), id="undeclared-value"),
+            pytest.param(
+                Faults.undeclared_value,
+                ("case1", "expected the values 0 (background), 1 (lesion), found 7"),
+                id="undeclared-value",
+            ),
             pytest.param(Faults.all_empty, ("expected a label with foreground",), id="all-labels-empty"),
             pytest.param(Faults.no_cases, ("found none",), id="empty-dataset"),
         ],
@@ -225,6 +229,16 @@ class TestOtherCommands:
         labels = str(dataset / "labelsTr")
         assert main(["evaluate", "--predictions", labels, "--labels", labels, "--output", str(tmp_path / "out")]) == 0
         assert (tmp_path / "out" / "report.html").exists()
+
+    def test_report_draws_the_page_of_a_run(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["report", str(run_dir)]) == 0
+        assert str(run_dir / "run.html") in capsys.readouterr().out
+
+    def test_compare_two_folders(self, dataset: Path, tmp_path: Path) -> None:
+        labels = str(dataset / "labelsTr")
+        arguments = ["evaluate", "--compare", labels, labels, "--labels", labels, "--output", str(tmp_path / "out")]
+        assert main(arguments) == 0
+        assert (tmp_path / "out" / "comparison.json").exists()
 
     def test_a_csv_manifest_trains(self, config: Path, tmp_path: Path) -> None:
         rng = np.random.default_rng(3)

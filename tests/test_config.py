@@ -23,7 +23,9 @@ class TestLoading:
     def test_an_empty_file_gives_the_defaults(self, empty: Path) -> None:
         assert load_config(empty) == Config()
 
-    @pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("1E-4", 1e-4), ("1.5e-3", 1.5e-3), ("0.01", 0.01), ("2", 2.0)])
+    @pytest.mark.parametrize(
+        ("text", "value"), [("1e-4", 1e-4), ("1E-4", 1e-4), ("1.5e-3", 1.5e-3), ("0.01", 0.01), ("2", 2.0)]
+    )
     def test_numbers_as_people_write_them(self, empty: Path, text: str, value: float) -> None:
         empty.write_text(f"train: {{optimizer: {{learning_rate: {text}}}}}")
         assert load_config(empty).train.optimizer.learning_rate == value
@@ -36,7 +38,9 @@ class TestLoading:
         assert config.model.filters == (8, 16)
 
     def test_what_is_saved_loads_to_the_same(self, empty: Path, tmp_path: Path) -> None:
-        config = load_config(empty, ["loss.terms=[{name: dice, smooth: 1e-3}]", "model.patch_size=[32, 32, 16]", "seed=3"])
+        config = load_config(
+            empty, ["loss.terms=[{name: dice, smooth: 1e-3}]", "model.patch_size=[32, 32, 16]", "seed=3"]
+        )
         save_config(config, tmp_path / "saved.yaml")
         assert load_config(tmp_path / "saved.yaml") == config
 
@@ -57,7 +61,9 @@ class TestBadInput:
             pytest.param("train.optimizer.learning_rat=1", "did you mean 'learning_rate'?", id="nested-key"),
             pytest.param("loss.terms=[{name: dice, smoth: 1}]", "did you mean 'smooth'?", id="key-of-a-term"),
             pytest.param("loss.terms=[{name: dicee}]", "dice", id="unknown-term"),
-            pytest.param("train.steps=0", "train.steps: input should be greater than or equal to 1, found 0", id="range"),
+            pytest.param(
+                "train.steps=0", "train.steps: input should be greater than or equal to 1, found 0", id="range"
+            ),
             pytest.param("train.steps=many", "train.steps: .*valid integer.*found 'many'", id="type"),
             pytest.param("data.lesion_patch_share=1.5", "less than or equal to 1, found 1.5", id="share"),
             pytest.param("train.optimizer.learning_rate=.nan", "finite number", id="not-a-number"),

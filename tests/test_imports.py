@@ -28,7 +28,7 @@ LAYERS = (
     ("cli", "commands"),
 )
 DATA_ORDER = (
-    ("nifti", "orientation", "lesion_maps"),
+    ("nifti", "orientation", "lesion_maps", "mapped"),
     ("scan",),
     ("manifest", "dataset_json"),
     ("cases",),

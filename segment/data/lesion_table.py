@@ -9,6 +9,8 @@ from pathlib import Path
 import cc3d
 import numpy as np
 
+from segment.data.mapped import map_npy
+
 
 @dataclass(frozen=True, eq=False)
 class LesionTable:
@@ -33,7 +35,8 @@ class LesionTable:
 
     def voxels(self, lesion: int) -> np.ndarray:
         """int64 [voxels]: flat indices of a lesion's voxels, memory-mapped."""
-        return np.load(self.voxels_path, mmap_mode="r")[self.offset[lesion] : self.offset[lesion + 1]]
+        voxels = map_npy(self.voxels_path, np.int64, (int(self.offset[-1]),))
+        return voxels[self.offset[lesion] : self.offset[lesion + 1]]
 
 
 def find_lesions(label: np.ndarray, values: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

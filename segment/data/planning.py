@@ -167,15 +167,7 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, config: Config) -> Pla
     aim = list(model.patch_size) if model.patch_size else plan_patch(network_mm, extent)
     strides = model.strides or plan_strides(network_mm, aim, len(model.filters))
     total = np.prod(np.asarray(strides), axis=0)
-    if model.patch_size:
-        patch = [int(-(-size // step) * step) for size, step in zip(aim, total, strict=True)]
-    else:
-        patch = [int(max(1, round(size / step)) * step) for size, step in zip(aim, total, strict=True)]
-    if model.patch_size and tuple(patch) != tuple(model.patch_size):
-        CONSOLE.print(
-            f"model.patch_size {list(model.patch_size)} is rounded up to {patch}, "
-            f"multiples of the total stride {total.tolist()}"
-        )
+    patch = _fit_strides(aim, total, given=model.patch_size is not None)
     x, y, z = with_slice_axis(patch, slice_axis)
     return Plan(
         channel_names=tuple(dataset.channel_names),
@@ -190,6 +182,18 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, config: Config) -> Pla
         deep_supervision=model.deep_supervision,
         foreground_share=fingerprint.foreground_share,
     )
+
+
+def _fit_strides(aim: Sequence[int], total: np.ndarray, *, given: bool) -> list[int]:
+    """Multiples of the total stride: the nearest ones of a planned patch, the next ones up of a given patch."""
+    if not given:
+        return [int(max(1, round(size / step)) * step) for size, step in zip(aim, total, strict=True)]
+    patch = [int(-(-size // step) * step) for size, step in zip(aim, total, strict=True)]
+    if patch != list(aim):
+        CONSOLE.print(
+            f"model.patch_size {list(aim)} is rounded up to {patch}, multiples of the total stride {total.tolist()}"
+        )
+    return patch
 
 
 def plan_patch(spacing_mm: Sequence[float], shape: Sequence[float]) -> list[int]:

@@ -32,6 +32,7 @@ from segment.data.geometry import (
     spline_orders,
 )
 from segment.data.lesion_table import LesionTable, find_lesions
+from segment.data.mapped import map_npy
 from segment.data.normalization import inside_mask, normalise
 from segment.data.planning import Plan
 from segment.data.scan import Scan, read_scan, to_canonical
@@ -131,11 +132,11 @@ class PreparedCase:
 
     def image(self) -> np.ndarray:
         """float32 [x, y, z, channels], memory-mapped and read-only: only what is used is read."""
-        return np.load(self.image_path, mmap_mode="r")
+        return map_npy(self.image_path, np.float32, (*self.shape, len(self.case.image_paths)))
 
     def label(self) -> np.ndarray:
         """uint8 [x, y, z], memory-mapped and read-only."""
-        return np.load(self.label_path, mmap_mode="r")
+        return map_npy(self.label_path, np.uint8, self.shape)
 
 
 def prepare_cases(cases: Sequence[Case], plan: Plan, *, cache_dir: Path, workers: int) -> list[PreparedCase]:

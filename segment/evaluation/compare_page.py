@@ -17,7 +17,7 @@ LOWER_IS_BETTER = ("fp_per_scan", "macro.hd95_mm")
 BEFORE_BINS = ("small_lesion_recall", "recall", "precision", "f1", "fp_per_scan")
 AFTER_BINS = ("macro.iou", "macro.dice", "macro.hd95_mm", "macro.surface_dice_1mm")
 OUTCOMES = ("both", "first_only", "second_only", "neither")
-_WIDTH, _ROW, _TOP, _LEFT, _RIGHT = 620, 22, 8, 240, 16
+_WIDTH, _ROW, _TOP, _LEFT, _RIGHT = 640, 22, 8, 266, 16
 
 
 @dataclass(frozen=True)

@@ -146,5 +146,6 @@ class StepMeans:
         good = [step for step in steps if step["good"]]
         last = ("loss_scale", "skipped")
         means = [name for name in steps[-1] if name not in (*last, "good", "skipped_in_row")]
+        means.sort(key=lambda name: (not name.startswith("loss"), name))  # the loss and its terms first
         row = {name: float(np.mean([step[name] for step in good])) if good else math.nan for name in means}
         return {**row, **{name: steps[-1][name] for name in last}, "steps": float(len(steps))}

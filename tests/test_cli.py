@@ -267,6 +267,15 @@ class TestOtherCommands:
         assert set(np.unique(mask)) <= {0, 2, 5}
         assert mask.any()
 
+    def test_a_loss_that_needs_maps_of_the_lesions(self, config: Path, dataset: Path, tmp_path: Path) -> None:
+        terms = "loss.terms=[{name: component_dice}, {name: boundary, weight: 0.01}]"
+        run = tmp_path / "run"
+        assert main(["train", str(config), terms, f"data.root={dataset}", "--run-dir", str(run)]) == 0
+        with (run / "metrics.csv").open(newline="") as handle:
+            row = list(csv.DictReader(handle))[-1]
+        assert np.isfinite(float(row["loss/component_dice"]))
+        assert np.isfinite(float(row["loss/boundary"]))
+
     def test_a_two_dimensional_model(self, config: Path, dataset: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
         options = ["model.dimensions=2", "model.patch_size=[16, 16]", f"data.root={dataset}", "--run-dir", str(run)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from folder_helpers import CONFIG, failures, mask, run, summary, three_cases
 
 from segment.errors import InputError
 from segment.evaluation import metrics
-from segment.evaluation.folders import find_jobs, mask_files
+from segment.evaluation.folders import find_jobs, mask_files, run_jobs
 from segment.evaluation.lesion_map import CLASSES, itk_snap_table, slicer_table
 
 
@@ -158,7 +160,23 @@ class TestPairing:
         assert [job.image for job in jobs] == [folders / "imagesTr" / "a_0000.nii.gz", None, None]
 
 
+class Deadly:
+    """Ends the process that unpickles it, as the kernel does when memory runs out."""
+
+    def __reduce__(self) -> tuple[Any, tuple[int]]:
+        return os._exit, (1,)
+
+
 class TestFailures:
+    def test_a_process_that_is_ended_from_outside_costs_one_case(self, folders: Path) -> None:
+        options: Any = {"config": CONFIG, "probabilities": None, "images": None, "classes": None, "missing": "error"}
+        jobs = find_jobs(folders / "predictions", folders / "labels", maps=None, **options)
+        jobs[1] = dataclasses.replace(jobs[1], closed=Deadly())  # type: ignore[arg-type]
+        outcomes = run_jobs(jobs, workers=2)
+        assert [outcome.case_id for outcome in outcomes] == ["a", "b", "c"]
+        assert [outcome.error is None for outcome in outcomes] == [True, False, True]
+        assert "ended from outside" in str(outcomes[1].error)
+
     def test_an_unreadable_file_in_the_middle(self, folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
         data = (folders / "predictions" / "b.nii.gz").read_bytes()
         (folders / "predictions" / "b.nii.gz").write_bytes(data[: len(data) // 2])

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from segment.model.layers import InstanceNorm, LeakyReLU, PixelShuffle, instance_norm, pixel_shuffle
 
-EPSILON = 1e-5
+EPSILON = 2e-3  # large enough for a norm that forgets it to fail
 
 
 def norm_oracle(

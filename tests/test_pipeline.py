@@ -94,6 +94,28 @@ class TestBatches:
         assert next(data.as_numpy_iterator())["label"].sum() == 0
 
 
+class TestMaps:
+    def test_none_where_no_term_asks(self, prepared: list[PreparedCase]) -> None:
+        assert set(patch_dataset(prepared, PLAN, config(), first_step=0, steps=1).element_spec) == {
+            "image",
+            "label",
+            "case",
+        }
+
+    def test_cells_and_distances_belong_to_the_labels_of_the_batch(self, prepared: list[PreparedCase]) -> None:
+        terms = [{"name": "dice"}, {"name": "component_dice"}, {"name": "boundary"}]
+        loss = config().loss.model_validate({"terms": terms, "distance_clip_mm": 3.0})
+        options = config().model_copy(update={"loss": loss})
+        batch = next(patch_dataset(prepared, PLAN, options, first_step=0, steps=1).as_numpy_iterator())
+        assert batch["cells"].dtype == np.int32
+        assert batch["cells"].shape == batch["distance"].shape == batch["label"].shape
+        has_lesion = batch["label"].any(axis=(1, 2, 3))  # [batch, classes]
+        assert has_lesion.any()
+        np.testing.assert_array_equal(batch["cells"].min(axis=(1, 2, 3)) > 0, has_lesion)
+        np.testing.assert_array_equal(batch["distance"] < 0, batch["label"] == 1)
+        assert np.abs(batch["distance"]).max() == 3.0
+
+
 class TestLesionShare:
     def test_first_samples_of_each_batch_hold_lesions(self, prepared: list[PreparedCase]) -> None:
         batches = patch_dataset(prepared, PLAN, config(share=0.5), first_step=0, steps=20).as_numpy_iterator()

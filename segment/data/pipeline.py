@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from segment.config import Config
 from segment.data.augmentation import Augmenter
+from segment.data.lesion_maps import cell_map, distance_map
 from segment.data.planning import Plan
 from segment.data.preprocessing import PreparedCase
 from segment.data.sampling import PatchSampler, read_patch
@@ -39,7 +42,7 @@ class _Door:
         self._started = self._running = 0
         atexit.register(self.close)
 
-    def call(self, function: Callable[[int], Sample], index: int) -> Sample:
+    def call(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """Calls the function; raises StopIteration, which tf.data takes as the end of the data, once closed."""
         with self._lock:
             self._started += 1
@@ -47,7 +50,7 @@ class _Door:
                 raise StopIteration
             self._running += 1
         try:
-            return function(index)
+            return function(argument)
         finally:
             with self._lock:
                 self._running -= 1
@@ -120,27 +123,33 @@ def patch_dataset(
         prepared: At least one case, in the same order in every run that is to see the same data.
         plan: Patch size and classes.
         config: `seed`, `train.batch_size`, `data.lesion_patch_share`, `data.workers`, `augmentation` and
-            `evaluation.bin_edges_mm3` are used.
+            `evaluation.bin_edges_mm3` are used, and of `loss` the maps that its terms need.
         first_step: 0 for a new run; a resumed run gives the step it goes on with and sees what it would have seen.
         steps: Batches.
 
     Returns:
         A dataset of {"image": float32 [batch, *patch, channels], "label": uint8 [batch, *patch, classes],
-        "case": int32 [batch]} with static shapes. Sample i of step s depends on the seed and s * batch + i alone.
+        "case": int32 [batch]} with static shapes, and, where a loss term asks for them, "cells": int32 and "distance":
+        float32 [batch, *patch, classes]. Sample i of step s depends on the seed and s * batch + i alone.
     """
     source = PatchSource(prepared, plan, config)
     batch = config.train.batch_size
     patch = [size for axis, size in enumerate(plan.patch_size) if axis != plan.slice_axis]
+    maps = _map_makers(plan, config)
 
     def build(index: tf.Tensor) -> dict[str, tf.Tensor]:
         image, label, case = tf.numpy_function(
             lambda number: _DOOR.call(source.sample, int(number)), [index], (tf.float32, tf.uint8, tf.int32)
         )
-        return {
+        sample = {
             "image": tf.ensure_shape(image, [*patch, plan.channels]),
             "label": tf.ensure_shape(label, [*patch, plan.classes]),
             "case": tf.ensure_shape(case, []),
         }
+        for name, (dtype, make) in maps.items():
+            values = tf.numpy_function(functools.partial(_DOOR.call, make), [label], dtype)
+            sample[name] = tf.ensure_shape(values, [*patch, plan.classes])
+        return sample
 
     options = tf.data.Options()
     options.deterministic = True
@@ -151,3 +160,19 @@ def patch_dataset(
     indices = tf.data.Dataset.range(first_step * batch, (first_step + steps) * batch)
     samples = indices.map(build, num_parallel_calls=config.data.workers, deterministic=True)
     return samples.batch(batch, drop_remainder=True).prefetch(PREFETCH).with_options(options)
+
+
+def _map_makers(plan: Plan, config: Config) -> dict[str, tuple[tf.DType, Callable[[np.ndarray], np.ndarray]]]:
+    """The maps that the loss asks for: name -> type, and what makes it from a label [*patch, classes]."""
+    spacing = [step for axis, step in enumerate(plan.spacing_mm) if axis != plan.slice_axis]
+
+    def cells(label: np.ndarray) -> np.ndarray:
+        return np.stack([cell_map(mask, spacing_mm=spacing) for mask in np.moveaxis(label, -1, 0)], axis=-1)
+
+    def distance(label: np.ndarray) -> np.ndarray:
+        clip = config.loss.distance_clip_mm
+        maps = [distance_map(mask, spacing_mm=spacing, clip_mm=clip) for mask in np.moveaxis(label, -1, 0)]
+        return np.stack(maps, axis=-1)
+
+    makers = {"cells": (tf.int32, cells), "distance": (tf.float32, distance)}
+    return {name: maker for name, maker in makers.items() if name in config.loss.maps}

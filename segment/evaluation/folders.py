@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,6 +23,7 @@ Missing = Literal["error", "empty"]
 FAILURE_COLUMNS = ("case_id", "error")
 MAPS = "lesion_maps"
 _NAMED = 3  # so many examples in a message
+_ENDED = "its process was ended from outside, perhaps for lack of memory; use fewer workers or a larger machine"
 
 
 def evaluate_folders(
@@ -201,17 +202,30 @@ def run_jobs(jobs: Sequence[CaseJob], *, workers: int) -> list[CaseOutcome]:
     with progress_bar("evaluate", len(jobs)) as bar:
         if min(workers, len(jobs)) == 1:
             return [_advanced(evaluate_files(job), bar.advance) for job in jobs]
-        # Spawned rather than forked: a fork of a process with threads can hang.
-        pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"))
-        try:
-            futures = {pool.submit(evaluate_files, job): index for index, job in enumerate(jobs)}
-            outcomes = {
-                futures[future]: _advanced(_outcome(future, jobs[futures[future]]), bar.advance)
-                for future in as_completed(futures)
-            }
-        finally:
-            pool.shutdown(cancel_futures=True)
+        outcomes = _run_in_processes(dict(enumerate(jobs)), min(workers, len(jobs)), bar.advance)
+        for index, job in enumerate(jobs):
+            if index in outcomes:
+                continue
+            # A process that is ended from outside takes its pool along; alone, only the case that is to blame fails.
+            alone = _run_in_processes({index: job}, 1, bar.advance)
+            outcomes[index] = alone.get(index) or _advanced(failed(job, _ENDED), bar.advance)
     return [outcomes[index] for index in range(len(jobs))]
+
+
+def _run_in_processes(jobs: Mapping[int, CaseJob], workers: int, advance: Callable[[], None]) -> dict[int, CaseOutcome]:
+    """The outcomes by index, without those of the jobs that were left when a process was ended from outside."""
+    outcomes = {}
+    # Spawned rather than forked: a fork of a process with threads can hang.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
+        futures = {pool.submit(evaluate_files, job): index for index, job in jobs.items()}
+        for future in as_completed(futures):
+            outcomes[futures[future]] = _advanced(future.result(), advance)
+    except BrokenProcessPool:
+        return outcomes
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return outcomes
 
 
 def _advanced(outcome: CaseOutcome, advance: Callable[[], None]) -> CaseOutcome:
@@ -219,13 +233,6 @@ def _advanced(outcome: CaseOutcome, advance: Callable[[], None]) -> CaseOutcome:
         CONSOLE.print(f"case {outcome.case_id} failed: {outcome.error}", markup=False, soft_wrap=True)
     advance()
     return outcome
-
-
-def _outcome(future: Future[CaseOutcome], job: CaseJob) -> CaseOutcome:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        return failed(job, "a worker process was ended from outside, perhaps for lack of memory; use fewer workers")
 
 
 def write_failures(outcomes: Sequence[CaseOutcome], output: Path) -> None:

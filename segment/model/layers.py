@@ -20,7 +20,8 @@ def instance_norm(features: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, *, e
         features: float16, bfloat16 or float32 `[batch, *spatial, channels]`, at least one sample, voxel and channel.
         scale: float32 `[channels]`.
         offset: float32 `[channels]`.
-        epsilon: Added to the variance; above 0, so that a constant channel (or a single voxel) gives `offset`.
+        epsilon: Added to the variance, so that a constant channel (or one voxel) gives `offset`; 1.001e-5 or more,
+            to which TensorFlow raises smaller ones.
 
     Returns:
         The dtype and shape of `features`.

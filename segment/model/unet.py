@@ -14,7 +14,7 @@ from segment.model.layers import InstanceNorm, LeakyReLU, PixelShuffle
 if TYPE_CHECKING:
     from segment.data.planning import Plan
 
-EPSILON = 1e-5
+EPSILON = 1.001e-5  # the least that TensorFlow's fused norm takes
 NEGATIVE_SLOPE = 0.01
 # A rarer foreground would start every logit so low that its first gradients vanish; a more frequent one needs no help.
 FOREGROUND_RANGE = (1e-3, 0.5)

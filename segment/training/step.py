@@ -61,7 +61,7 @@ class TrainStep:
         """Runs one step and returns its scalars, without waiting for the device.
 
         Args:
-            batch: {"image": float32 [b, *spatial, channels], "label": uint8 [b, *spatial, classes]}, distributed.
+            batch: Of `patch_dataset`, distributed: "image", "label", and the maps that the loss' terms need.
             learning_rate: Of this step.
             share_done: Share of the training done before this step, 0 to 1; for the loss weights' schedules.
 
@@ -109,9 +109,11 @@ class TrainStep:
         scale = tf.convert_to_tensor(self.loss_scale.scale)
         # Distributed datasets forget the size of the batch, and the norms have a faster way when they know it.
         share = self._batch_size // replicas
-        image, label = (tf.ensure_shape(batch[key], [share, *batch[key].shape[1:]]) for key in ("image", "label"))
+        parts = {name: tf.ensure_shape(part, [share, *part.shape[1:]]) for name, part in batch.items()}
+        maps = {name: parts[name] for name in ("cells", "distance") if name in parts}
         with tf.GradientTape() as tape:
-            output = supervised_loss(self._hybrid, label, self._model(image, training=True))
+            outputs = self._model(parts["image"], training=True)
+            output = supervised_loss(self._hybrid, parts["label"], outputs, **maps)
             loss = tf.reduce_sum(output.total) / self._batch_size
             scaled = loss * scale
         gradients = tape.gradient(scaled, self._optimizer.targets, unconnected_gradients=tf.UnconnectedGradients.ZERO)

@@ -219,6 +219,17 @@ class TestHardware:
         assert tf.keras.mixed_precision.global_policy().name == "float32"
 
 
+class TestLossMaps:
+    def test_terms_that_need_maps_train(self, dataset: Path, tmp_path: Path) -> None:
+        terms = [{"name": "dice"}, {"name": "component_dice"}, {"name": "boundary", "weight": 0.1}]
+        config = configuration(dataset, tmp_path / "run", steps=1)
+        config = Config.model_validate({**config.model_dump(), "loss": {"terms": terms}})
+        assert train(config, resume=False, force=False).exit_code == 0
+        (row,) = rows_of(tmp_path / "run" / "metrics.csv")
+        assert 0 < float(row["loss/component_dice"]) <= 1
+        assert np.isfinite(float(row["loss/boundary"]))
+
+
 class TestBadNumbers:
     def test_twenty_skipped_steps_in_a_row_stop_with_the_cases(self, dataset: Path, tmp_path: Path) -> None:
         # The first steps blow the weights up; everything after them overflows.

@@ -53,13 +53,15 @@ def load_model(path: Path, plan: Plan) -> tf.keras.Model:
             # Keras 3 only warns where weights are not in the file, and goes on with random ones.
             warnings.filterwarnings("error", message="Skipping", category=UserWarning)
             model = tf.keras.models.load_model(path, compile=False, safe_mode=True)
+        if not isinstance(model, tf.keras.Model):
+            raise TypeError(f"expected a model, found {type(model).__name__}")
     except _LOAD_ERRORS as cause:
         raise InputError(
             f"{path}: expected a network saved by this package, found a file that cannot be loaded safely "
             f"({_first_sentence(cause)}); is it complete and from a segment run?"
         ) from cause
     expected = network_shape(plan)
-    found = getattr(model, "input_shape", None)
+    found = getattr(model, "input_shape", None)  # subclassed models that were never called have none
     classes = [shape[-1] for shape in _shapes(getattr(model, "output_shape", None))]
     if found != (None, *expected) or set(classes) != {plan.classes}:
         raise InputError(

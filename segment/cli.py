@@ -69,6 +69,8 @@ def train(options: argparse.Namespace) -> int:
     from segment.training.trainer import train as run
 
     result = run(config, resume=options.resume, force=options.force)
+    if result.exit_code == 0:
+        print(f"next:    segment infer --run {result.run_dir} --input SCANS --output PREDICTIONS")
     return result.exit_code
 
 
@@ -77,7 +79,7 @@ def infer(options: argparse.Namespace) -> int:
     _import_tensorflow()
     from segment.inference.batch import predict_cases
 
-    return predict_cases(
+    code = predict_cases(
         options.run,
         options.input,
         options.output,
@@ -86,6 +88,9 @@ def infer(options: argparse.Namespace) -> int:
         threshold=options.threshold,
         force=options.force,
     )
+    if options.labels is None:
+        print(f"next: segment evaluate --predictions {options.output / 'masks'} --labels LABELS --output REPORT")
+    return code
 
 
 def evaluate(options: argparse.Namespace) -> int:

@@ -170,6 +170,19 @@ class TestTrainRefuses:
         assert "case1_0000.nii.gz" in capsys.readouterr().err
 
 
+class TestNextCommand:
+    """Each command ends with the one to type next."""
+
+    def test_after_training_and_predicting(
+        self, dataset: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run, out = tmp_path / "run", tmp_path / "out"
+        assert main(["train", str(config), f"data.root={dataset}", "--run-dir", str(run)]) == 0
+        assert f"segment infer --run {run} --input" in capsys.readouterr().out
+        assert main(["infer", "--run", str(run), "--input", str(dataset), "--output", str(out)]) == 0
+        assert f"segment evaluate --predictions {out / 'masks'} --labels" in capsys.readouterr().out
+
+
 class TestInfer:
     def test_bad_scans_are_rows_and_the_others_are_written(self, run_dir: Path, tmp_path: Path) -> None:
         scans = tiny_dataset(tmp_path / "scans", cases=4, channels=("FLAIR", "T1"), shape=SHAPE) / "imagesTr"

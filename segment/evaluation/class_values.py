@@ -15,6 +15,7 @@ ClassValues = Mapping[
     str, tuple[int, ...]
 ]  # a class made of several values is their union, a region in nnU-Net's words
 ONLY_CLASS = "lesion"
+_BLOCK = 1 << 20  # voxels at a time
 
 
 def parse_classes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -96,5 +97,10 @@ def only_class(masks: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
 
 
 def _present(mask: np.ndarray) -> list[int]:
-    counts = np.bincount(mask.ravel(order="K"), minlength=256)
+    """The values above 0 of a uint8 mask, rising; in blocks, because counting widens what it counts eightfold."""
+    flat = mask.ravel(order="K")
+    counts = np.zeros(256, np.int64)
+    for start in range(0, len(flat), _BLOCK):
+        block = flat[start : start + _BLOCK]
+        counts += np.bincount(block[block != 0], minlength=256)
     return np.flatnonzero(counts).tolist()

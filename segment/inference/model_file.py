@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from segment.config import Config
 from segment.data.planning import Plan
 from segment.errors import InputError
 from segment.inference.tiles import Forward
@@ -98,6 +99,11 @@ def _in_float32(model: tf.keras.Model, plan: Plan) -> tf.keras.Model:
         tf.keras.mixed_precision.set_global_policy(before)
     same.set_weights(model.get_weights())
     return same
+
+
+def window_batch(config: Config) -> int:
+    """Windows at a time: as configured on a GPU. A CPU takes one: more gain nothing, and a full batch needs repeats."""
+    return config.inference.window_batch if tf.config.list_logical_devices("GPU") else 1
 
 
 def compile_forward(model: tf.keras.Model, plan: Plan, *, batch: int) -> Forward:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 from segment.config import Config, load_config
 from segment.data.planning import Plan
@@ -15,7 +14,7 @@ from segment.data.preprocessing import Placement, to_network, to_original
 from segment.data.scan import Scan
 from segment.errors import InputError
 from segment.files import read_json, sha256_of
-from segment.inference.model_file import compile_forward, load_model
+from segment.inference.model_file import compile_forward, load_model, window_batch
 from segment.inference.tiles import Forward, predict_volume
 
 
@@ -169,7 +168,6 @@ def load_member(run_dir: Path) -> Member:
         raise InputError(f"{run_dir / 'plan.json'}: {cause}") from cause
     config = load_config(run_dir / "config.yaml")
     model = load_model(run_dir / "model.keras", plan)
-    # A CPU gains nothing from several windows at a time, and loses by the repeats that fill up the last batch.
-    batch = config.inference.window_batch if tf.config.list_logical_devices("GPU") else 1
+    batch = window_batch(config)
     forward = compile_forward(model, plan, batch=batch)
     return Member(run_dir, plan, config, forward, batch, sha256_of(run_dir / "model.keras"))

@@ -28,7 +28,8 @@ LAYERS = (
     ("cli", "commands"),
 )
 DATA_ORDER = (
-    ("nifti", "orientation", "lesion_maps", "mapped"),
+    ("nifti", "orientation", "mapped", "components"),
+    ("lesion_maps",),
     ("scan",),
     ("manifest", "dataset_json"),
     ("cases",),

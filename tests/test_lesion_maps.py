@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from segment.data.components import label_components
 from segment.data.lesion_maps import cell_map, distance_map
 from segment.errors import InputError
 
@@ -101,3 +102,16 @@ class TestBadInput:
     def test_clip(self) -> None:
         with pytest.raises(InputError, match="expected clip_mm above 0, found 0"):
             distance_map(np.zeros((3, 3)), spacing_mm=(1, 1), clip_mm=0)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 3), (3, 3, 3), (1, 3, 1), (2, 5, 5)])
+def test_the_densest_packing_of_single_voxels(shape: tuple[int, ...]) -> None:
+    """Every second voxel along each axis: more components for the size of the mask cannot be."""
+    mask = np.zeros(shape, bool)
+    mask[tuple(slice(None, None, 2) for _ in shape)] = True
+    if mask.ndim == 1:
+        mask = mask[None]
+    labels, count = label_components(mask, connectivity=26 if mask.ndim == 3 else 8)
+    assert count == mask.sum()
+    assert sorted(labels[mask]) == list(range(1, count + 1))
+    assert not labels[~mask].any()

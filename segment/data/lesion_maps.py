@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cc3d
 import numpy as np
 from scipy import ndimage
 
+from segment.data.components import label_components
 from segment.errors import InputError
 
 
@@ -29,7 +29,7 @@ def cell_map(mask: np.ndarray, *, spacing_mm: Sequence[float]) -> np.ndarray:
     lesions = np.ascontiguousarray(mask, dtype=bool)
     if not lesions.any():
         return np.zeros(mask.shape, np.int32)
-    numbers, count = cc3d.connected_components(lesions, connectivity=26 if mask.ndim == 3 else 8, return_N=True)
+    numbers, count = label_components(lesions, connectivity=26 if mask.ndim == 3 else 8)
     if count == 1:
         return np.ones(mask.shape, np.int32)
     nearest = ndimage.distance_transform_edt(~lesions, sampling=spacing_mm, return_distances=False, return_indices=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import cc3d
 import numpy as np
 
+from segment.data.components import label_components
 from segment.data.mapped import map_npy
 
 
@@ -56,7 +57,7 @@ def find_lesions(label: np.ndarray, values: Sequence[int]) -> tuple[np.ndarray, 
     voxels = [np.zeros(0, np.int64)]
     for current in values:
         inside = label == current
-        components = np.asarray(cc3d.connected_components(inside, connectivity=26)) if inside.any() else None
+        components = label_components(inside, connectivity=26)[0] if inside.any() else None
         if components is None:
             continue
         flat = np.flatnonzero(components)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import cc3d
 import numpy as np
+
+from segment.data.components import label_components
 
 PERCENTILES = (0.5, 99.5)
 
@@ -13,11 +14,11 @@ def inside_mask(channel: np.ndarray) -> np.ndarray:
     zero = channel == 0
     if not zero.any():
         return ~zero
-    components = np.asarray(cc3d.connected_components(zero, connectivity=6))
+    components, count = label_components(zero, connectivity=6)
     faces = [
         components[side] for side in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1], np.s_[:, :, 0], np.s_[:, :, -1])
     ]
-    reaching = np.zeros(int(components.max()) + 1, bool)
+    reaching = np.zeros(count + 1, bool)
     for face in faces:
         reaching[np.unique(face)] = True
     reaching[0] = False  # component 0 is all that is not zero

@@ -16,12 +16,13 @@ from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csgraph
 
+from segment.data.components import label_components
+
 VOLUME_TOLERANCE = 1e-6  # relative: spacing comes from float32 headers
 IOU_TOLERANCE = 1e-9
 # Among assignments of equal total IoU the one with more matches is taken, so that the counts depend on neither the
 # order of the lesions nor the orientation of the image. Far above rounding, far below any difference of two IoUs.
 _PER_MATCH = 1e-11
-_THIN = 4  # voxels
 _BLOCK = 1 << 20  # voxels at a time
 
 
@@ -62,7 +63,7 @@ def find_components(mask: np.ndarray) -> Components:
     Nothing is dilated, filled or left out. Components are numbered by falling size, equal sizes by their place.
     An empty mask gives no component. The labels keep the memory layout of the mask.
     """
-    raw, count = _label(mask)
+    raw, count = label_components(mask, connectivity=26)
     if count == 0:
         empty = np.zeros((0, 3), np.int64)
         return Components(np.zeros(mask.shape, np.uint16), np.zeros(0, np.int64), empty, empty, np.zeros((0, 3)))
@@ -75,21 +76,6 @@ def find_components(mask: np.ndarray) -> Components:
     rank[order + 1] = np.arange(1, count + 1)
     labels = look_up(rank, raw)
     return Components(labels, n_voxels[order], boxes[order, :, 0], boxes[order, :, 1], centroid[order])
-
-
-def _label(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """The mask's labels in its memory layout, and how many there are.
-
-    cc3d (4.1) reserves one label too few for the densest packing of single voxels in a thin box, such as [1, 0, 1], and
-    raises; an empty layer at the end of each axis makes room.
-    """
-    if min(mask.shape) >= _THIN:
-        return cc3d.connected_components(mask, connectivity=26, return_N=True)
-    roomy = np.zeros(tuple(length + 1 for length in mask.shape), bool)
-    inner = tuple(slice(0, length) for length in mask.shape)
-    roomy[inner] = mask
-    labels, count = cc3d.connected_components(roomy, connectivity=26, return_N=True)
-    return np.copy(labels[inner], order="F" if mask.flags.f_contiguous else "C"), count
 
 
 def look_up(table: np.ndarray, labels: np.ndarray) -> np.ndarray:

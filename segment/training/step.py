@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from segment.errors import InputError
 from segment.losses import supervised_loss
+from segment.model import run_network
 from segment.training.distribution import first_replica, plain_variable
 from segment.training.optimizers import Optimizer
 from segment.training.precision import LossScale
@@ -112,7 +113,7 @@ class TrainStep:
         parts = {name: tf.ensure_shape(part, [share, *part.shape[1:]]) for name, part in batch.items()}
         maps = {name: parts[name] for name in ("cells", "distance") if name in parts}
         with tf.GradientTape() as tape:
-            outputs = self._model(parts["image"], training=True)
+            outputs = run_network(self._model, parts["image"], training=True)
             output = supervised_loss(self._hybrid, parts["label"], outputs, **maps)
             loss = tf.reduce_sum(output.total) / self._batch_size
             scaled = loss * scale

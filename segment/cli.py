@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ def train(options: argparse.Namespace) -> int:
 
     result = run(config, resume=options.resume, force=options.force)
     if result.exit_code == 0:
-        print(f"next:    segment infer --run {result.run_dir} --input SCANS --output PREDICTIONS")
+        print(f"next:    segment infer --run {shlex.quote(str(result.run_dir))} --input SCANS --output PREDICTIONS")
     return result.exit_code
 
 
@@ -89,7 +90,8 @@ def infer(options: argparse.Namespace) -> int:
         force=options.force,
     )
     if options.labels is None:
-        print(f"next: segment evaluate --predictions {options.output / 'masks'} --labels LABELS --output REPORT")
+        masks = shlex.quote(str(options.output / "masks"))
+        print(f"next: segment evaluate --predictions {masks} --labels LABELS --output REPORT")
     return code
 
 
@@ -129,9 +131,9 @@ def check(options: argparse.Namespace) -> int:
     for finding in findings:
         print(f"{finding.severity}: {finding.message}")
     errors = sum(finding.severity == "error" for finding in findings)
-    print(f"{len(dataset.cases)} cases, {errors} errors, {len(findings) - errors} warnings")
+    print(f"{len(dataset.cases)} cases; errors: {errors}, warnings: {len(findings) - errors}")
     if not errors:
-        print(f"next: segment train configs/unet3d.yaml data.root={options.dataset}")
+        print(f"next: segment train CONFIG.yaml data.root={shlex.quote(str(options.dataset))}")
     return 2 if errors else 0
 
 

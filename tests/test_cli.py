@@ -233,10 +233,10 @@ class TestInfer:
 class TestOtherCommands:
     def test_check_says_how_many_errors(self, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["check", str(dataset)]) == 0
-        assert "3 cases, 0 errors, 0 warnings" in capsys.readouterr().out
+        assert "3 cases; errors: 0, warnings: 0" in capsys.readouterr().out
         truncate(dataset / "imagesTr" / "case1_0000.nii.gz")
         assert main(["check", str(dataset)]) == 2
-        assert "3 cases, 1 errors, 0 warnings" in capsys.readouterr().out
+        assert "3 cases; errors: 1, warnings: 0" in capsys.readouterr().out
 
     def test_evaluate_a_folder_against_itself(self, dataset: Path, tmp_path: Path) -> None:
         labels = str(dataset / "labelsTr")

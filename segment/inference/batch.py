@@ -77,7 +77,8 @@ def run_job(job: Job, cases: Sequence[Case]) -> int:
         for passage in _passages(job, cases):
             passages.append(passage)
             if passage.failure is not None:
-                note = f"case {passage.case.case_id} failed: {passage.failure['message']}"
+                outcome = "mask written, not scored" if "write" in passage.seconds else "failed"
+                note = f"{outcome}: {passage.failure['message']}"
                 CONSOLE.print(note, markup=False, soft_wrap=True)
                 _write_failures(job, passages)
             bar.advance()

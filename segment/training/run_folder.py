@@ -62,6 +62,10 @@ def open_run(config: Config, *, resume: bool, force: bool) -> RunData:
             return _saved_data(config)
     elif resume and (folder / "checkpoints").exists():
         raise InputError(f"{folder}: holds checkpoints but no config.yaml; use --force to replace it")
+    if resume:
+        CONSOLE.print(
+            f"--resume: {folder} holds no run to go on with; starting at step 0", markup=False, soft_wrap=True
+        )
     data = _new_data(config)
     claim_folder(folder, force=force, resume=resume)
     save_config(config, folder / "config.yaml")

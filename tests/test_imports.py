@@ -16,7 +16,7 @@ LAYERS = (
     ("errors",),
     ("files", "progress"),
     ("config_base",),
-    ("config_loss",),
+    ("config_data", "config_inference", "config_loss", "config_model", "config_train"),
     ("config",),
     ("data",),
     ("evaluation",),
@@ -25,7 +25,8 @@ LAYERS = (
     ("losses",),
     ("inference",),
     ("training",),
-    ("cli", "commands"),
+    ("commands",),
+    ("cli",),
 )
 DATA_ORDER = (
     ("nifti", "orientation", "mapped", "components"),

@@ -1,0 +1,44 @@
+"""Measures speed and accuracy, beside the tools that people use today; see --help. One file a benchmark."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from segment.errors import InputError
+
+BENCHMARKS = Path(__file__).with_name("benchmarks")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `scripts/benchmarks/NAME.py` with the arguments after NAME; exit codes as of the command line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    sys.path.insert(0, str(BENCHMARKS.parent))
+    modules = {
+        name: f"benchmarks.{name}"
+        for name in ("step", "data", "infer", "evaluate", "losses", "accuracy", "peers")
+        if (BENCHMARKS / f"{name}.py").is_file()
+    }
+    if not given or given[0] not in modules:
+        known = "\n".join(f"  {name:<10} {_first_line(name)}" for name in modules)
+        print(f"usage: python scripts/benchmark.py NAME [--help] [options]\n\n{known}")
+        return 0 if given[:1] in ([], ["-h"], ["--help"]) else 2
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    try:
+        return int(importlib.import_module(modules[given[0]]).main(given[1:]))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _first_line(name: str) -> str:
+    text = (BENCHMARKS / f"{name}.py").read_text(encoding="utf-8")
+    return text.split('"""', 2)[1].strip().splitlines()[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One benchmark a file; `scripts/benchmark.py NAME` runs its `main(arguments)`."""

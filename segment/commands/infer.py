@@ -1,0 +1,47 @@
+"""`segment infer`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from segment.commands.arguments import Commands, add_command, import_tensorflow, open_share
+
+
+def add(commands: Commands) -> None:
+    """Adds the command's parser."""
+    example = "python scripts/infer.py --run runs/ms --input scans/ --output predictions/ --labels labels/"
+    parser = add_command(commands, "infer", "Write masks for new scans, and the report when labels are given.", example)
+    parser.add_argument("--run", type=Path, action="append", required=True, help="run folder; several are averaged")
+    parser.add_argument(
+        "--input", type=Path, required=True, help="a scan, a folder of CASE_0000.nii.gz files, or a CSV manifest"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="new folder for masks, report and manifest")
+    parser.add_argument("--labels", type=Path, help="folder of expert masks CASE.nii.gz, to report on the result")
+    parser.add_argument("--probabilities", action="store_true", help="write the probability maps too")
+    parser.add_argument(
+        "--threshold", type=open_share, help="probability from which a voxel is lesion (default: the run's)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing output folder")
+    parser.set_defaults(function=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Predicts scans with one or more runs, and reports on them when labels are given."""
+    import_tensorflow()
+    from segment.inference.batch import predict_cases
+
+    code = predict_cases(
+        options.run,
+        options.input,
+        options.output,
+        labels=options.labels,
+        probabilities=options.probabilities,
+        threshold=options.threshold,
+        force=options.force,
+    )
+    if options.labels is None:
+        masks = shlex.quote(str(options.output / "masks"))
+        print(f"next: segment evaluate --predictions {masks} --labels LABELS --output REPORT")
+    return code

@@ -1,0 +1,32 @@
+"""The sections `inference` and `evaluation` of the configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from segment.config_base import NonNegativeFloat, PositiveFloat, PositiveInt, Section
+
+
+class InferenceConfig(Section):
+    overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    window_batch: PositiveInt = Field(default=4, description="windows predicted at a time")
+    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    min_lesion_mm3: NonNegativeFloat = Field(default=0.0, description="smaller predicted components are removed")
+
+
+class EvaluationConfig(Section):
+    bin_edges_mm3: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (10.0, 50.0, 200.0)
+    small_mm3: PositiveFloat = Field(default=50.0, description="a lesion of at most this volume is small")
+    min_lesion_mm3: NonNegativeFloat = Field(default=0.0, description="smaller label lesions are ignored")
+    match_iou: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    bootstrap_draws: PositiveInt = 2000
+
+    @model_validator(mode="after")
+    def _edges_rise(self) -> EvaluationConfig:
+        if any(low >= high for low, high in zip(self.bin_edges_mm3, self.bin_edges_mm3[1:], strict=False)):
+            raise ValueError(f"bin_edges_mm3: expected rising values, found {self.bin_edges_mm3}")
+        if self.small_mm3 not in self.bin_edges_mm3:
+            raise ValueError(f"small_mm3: expected one of bin_edges_mm3 {self.bin_edges_mm3}, found {self.small_mm3}")
+        return self

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from segment.config_base import NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 
+class OperatingPointConfig(Section):
+    """How the threshold and the smallest predicted lesion are chosen on the validation cases after training."""
+
+    rule: Literal["small_lesion_recall", "recall"] = Field(
+        default="small_lesion_recall", description="what is made as high as possible"
+    )
+    max_fp_per_scan: NonNegativeFloat = Field(default=1.0, description="the target: false positives a scan at most")
+
+
 class InferenceConfig(Section):
     overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     window_batch: PositiveInt = Field(default=4, description="windows predicted at a time")
-    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        default=0.5, description="during training, and where no operating point could be chosen"
+    )
     min_lesion_mm3: NonNegativeFloat = Field(default=0.0, description="smaller predicted components are removed")
+    operating_point: OperatingPointConfig = OperatingPointConfig()
+    flips: bool = Field(default=False, description="judge every mirrored copy of a window too: 8 times the work in 3D")
+    uncertainty: Literal["none", "deviation", "entropy"] = Field(
+        default="none", description="map of the votes' standard deviation, or of the entropy of their mean in bits"
+    )
+    max_memory_gb: PositiveFloat | None = Field(
+        default=None, description="GiB that the process stays below; scans that need more are refused"
+    )
 
 
 class EvaluationConfig(Section):

@@ -190,6 +190,9 @@ LossWeighting = Annotated[
 ]
 
 
+_SOFTMAX = "categorical_"  # how the names of the terms for classes that exclude each other begin
+
+
 class LossConfig(Section):
     """The terms of the hybrid loss, each with its fixed weight, and the weighting that may move the weights."""
 
@@ -208,7 +211,7 @@ class LossConfig(Section):
         names = [term.name for term in self.terms]
         if len(set(names)) < len(names):
             raise ValueError(f"terms: expected each term once, found {names}")
-        softmax = [name for name in names if name.startswith("categorical_")]
+        softmax = [name for name in names if name.startswith(_SOFTMAX)]
         sigmoid = [name for name in names if name not in softmax and name != "distance_regression"]
         if softmax and sigmoid:
             raise ValueError(f"terms: expected sigmoid or softmax terms, found both: {sigmoid[0]} and {softmax[0]}")
@@ -236,6 +239,11 @@ class LossConfig(Section):
                     f"found {[name for name in on if name in recall]} recall-heavy of {on}; set recall_terms"
                 )
         return self
+
+    @property
+    def softmax(self) -> bool:
+        """Whether the classes exclude each other, and the background is an output of its own."""
+        return any(term.name.startswith(_SOFTMAX) for term in self.terms)
 
     @property
     def recall_terms(self) -> tuple[str, ...]:

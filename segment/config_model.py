@@ -16,6 +16,9 @@ class ModelConfig(Section):
     patch_size: tuple[PositiveInt, ...] | None = Field(
         default=None, description="voxels per axis of the network grid, 2 or 3 values as `dimensions`; null is planned"
     )
+    slices: PositiveInt = Field(
+        default=1, description="of 2D models: slices seen as channels, an odd number; 3 is one neighbour on each side"
+    )
     filters: tuple[PositiveInt, ...] = Field(
         default=(16, 32, 64, 128), description="channels of each level, finest first"
     )
@@ -27,6 +30,8 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> ModelConfig:
+        if self.slices % 2 == 0 or (self.dimensions == 3 and self.slices != 1):
+            raise ValueError(f"slices: expected an odd number, and 1 with dimensions 3, found {self.slices}")
         if len(self.filters) < 2:
             raise ValueError(f"filters: expected at least 2 levels, found {len(self.filters)}")
         if self.patch_size is not None and len(self.patch_size) != self.dimensions:

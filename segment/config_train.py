@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from segment.config_base import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
+
+LENGTHS = ("steps", "epochs", "samples")
+DEFAULT_STEPS = 1000
 
 
 class OptimizerConfig(Section):
     name: Literal["adamw", "sgd"] = "adamw"
     learning_rate: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = Field(default=1e-5, description="not applied to norms and biases")
+    decay: Literal["decoupled", "l2"] = Field(
+        default="decoupled",
+        description="decoupled: kernels shrink by learning_rate * weight_decay, apart from the gradient; "
+        "l2: the loss gets a term, weight_decay / 2 times the sum of the kernels' squares",
+    )
     momentum: Share = Field(default=0.99, description="Nesterov momentum, for sgd only")
     schedule: Literal["constant", "poly", "cosine"] = "poly"
     warmup_share: Share = Field(default=0.02, description="share of the steps over which the rate rises from 0")
@@ -28,14 +36,36 @@ class LossScaleConfig(Section):
 
 
 class TrainConfig(Section):
-    steps: PositiveInt = 1000
-    batch_size: PositiveInt = Field(default=2, description="patches a step over all replicas")
+    """The training. Its length is given by one of `steps`, `epochs` and `samples`; 1,000 steps if none is given."""
+
+    steps: PositiveInt | None = Field(default=None, description="updates of the weights")
+    epochs: PositiveFloat | None = Field(
+        default=None, description="one is as many patches as fill the volume of all training cases"
+    )
+    samples: PositiveInt | None = Field(default=None, description="patches")
+    batch_size: PositiveInt = Field(default=2, description="patches over all replicas that are computed at once")
+    accumulate_steps: PositiveInt = Field(
+        default=1, description="batches whose gradients are averaged for one step; needs the memory of one"
+    )
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = "auto"
-    strategy: Literal["auto", "single", "mirrored"] = Field(
-        default="auto", description="auto: mirrored with 2 or more GPUs"
+    strategy: Literal["auto", "single", "mirrored", "multi_worker"] = Field(
+        default="auto",
+        description="auto: mirrored with 2 or more GPUs, else single; multi_worker: TF_CONFIG or Slurm say which",
+    )
+    all_reduce: Literal["auto", "nccl", "hierarchical_copy", "reduce_to_one"] = Field(
+        default="auto", description="how gradients are added up over replicas; auto: nccl on GPUs"
+    )
+    gpus: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None, description="numbers of the GPUs to use; null is all of them, [] the CPU"
     )
     optimizer: OptimizerConfig = OptimizerConfig()
     loss_scale: LossScaleConfig = LossScaleConfig()
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        default=0.0, description="of the running mean of the weights that is validated and saved; 0 is off"
+    )
+    debug_numerics: bool = Field(
+        default=False, description="find the term, layer and case of the first number that is not finite"
+    )
     validate_every: PositiveInt = Field(default=250, description="steps between whole-volume validations")
     checkpoint_minutes: PositiveFloat = Field(
         default=10.0, description="longest time between checkpoints; each validation writes one too"
@@ -44,3 +74,28 @@ class TrainConfig(Section):
         default="lesion_f1", description="picks the model that is kept"
     )
     log_every: PositiveInt = Field(default=10, description="steps between rows of metrics.csv")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_one_length(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        given = [name for name in LENGTHS if values.get(name) is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"{given[1]}: expected one of {', '.join(LENGTHS)}, found {' and '.join(given)}; "
+                f"set the other to null, for example train.{given[0]}=null"
+            )
+        return values if given else {**values, "steps": DEFAULT_STEPS}
+
+    @field_validator("gpus")
+    @classmethod
+    def _gpus_differ(cls, gpus: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if gpus is not None and len(set(gpus)) < len(gpus):
+            raise ValueError(f"expected different GPUs, found {list(gpus)}")
+        return gpus
+
+    @property
+    def patches_per_step(self) -> int:
+        """Patches that one update of the weights sees, over all replicas and accumulated batches."""
+        return self.batch_size * self.accumulate_steps

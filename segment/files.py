@@ -17,6 +17,9 @@ import numpy as np
 from segment.errors import InputError
 
 
+LONGEST_NAME = 255  # bytes of a file name on common file systems
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path in the same folder, with the same suffixes, renamed to `path` when the block succeeds.
@@ -26,7 +29,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         InputError: The folder cannot be made or the file cannot be written; names the path and the cause.
     """
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(_temporary_name(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -42,10 +45,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def _temporary_name(name: str) -> str:
+    """Of a name that is nearly as long as file names may be, the end alone, which holds the suffixes, and a hash."""
+    prefix = f".tmp-{os.getpid()}-"
+    if len(os.fsencode(prefix + name)) <= LONGEST_NAME:
+        return prefix + name
+    return f"{prefix}{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}-{name[-20:]}"
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically. Raises InputError when it cannot."""
+    """Writes UTF-8 text atomically. Raises InputError when it cannot.
+
+    A file name that is not UTF-8 reaches Python with lone surrogates; they are written as escapes, which JSON reads.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def jsonable(value: Any) -> Any:

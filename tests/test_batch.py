@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -29,7 +30,8 @@ from segment.data.cases import find_inputs
 from segment.data.scan import Scan
 from segment.errors import InputError
 from segment.inference.batch import predict_cases, run_job
-from segment.inference.predictor import NetworkScan, Predictor
+from segment.inference.point_in_use import PointInUse
+from segment.inference.predictor import NetworkScan, Prediction, Predictor
 from segment.inference.stages import Job
 
 # Axes permuted, flipped, and turned; spacing near 1 mm so that nothing is resampled where voxels are counted.
@@ -41,10 +43,11 @@ AFFINES = {
 SHAPE = (9, 11, 16)
 
 
-def make_job(output: Path, predictor: Predictor | None = None, labels: Path | None = None, **changes: object) -> Job:
+def make_job(output: Path, predictor: Predictor | None = None, labels: Path | None = None, **changes: Any) -> Job:
     output.mkdir()
-    values = {"probabilities": False, "threshold": 0.5, "min_lesion_mm3": 0.0, **changes}
-    return Job(predictor or threshold_predictor(), output, labels, **values)
+    point = PointInUse(changes.pop("threshold", 0.5), changes.pop("min_lesion_mm3", 0.0), "test")
+    values: dict[str, Any] = {"probabilities": False, "settings": "0", "resume": False, "shard": None, **changes}
+    return Job(predictor or threshold_predictor(), output, labels, point=point, **values)
 
 
 def mask_of(output: Path, case_id: str) -> np.ndarray:
@@ -116,6 +119,7 @@ class TestFailures:
             "written": False,
             "failure": "truncated",
             "inputs": {},
+            "outputs": {},
             "seconds": {},
             "peak_memory_mib": pytest.approx(4000, rel=1),
         }
@@ -199,7 +203,7 @@ class OverlapWatch(Predictor):
         self.was_read = [threading.Event() for _ in range(5)]
         self.is_written = [threading.Event() for _ in range(4)]
         self.was_read[4].set()
-        self.predicted = self.written = self.most = 0
+        self.predicted = self.most = 0
         self.volumes = [0] * 4  # alive, by case
 
     def _keep_count(self, case: int, volume: object) -> None:
@@ -217,19 +221,13 @@ class OverlapWatch(Predictor):
         self.was_read[int(scan.case_id)].set()
         return prepared
 
-    def predict_prepared(self, prepared: Sequence[NetworkScan]) -> list[NetworkScan]:
+    def predict_prepared(self, prepared: Sequence[NetworkScan], **wanted: Any) -> Prediction:
         assert self.was_read[self.predicted + 1].wait(20)
         assert self.predicted == 0 or self.is_written[self.predicted - 1].wait(20)
-        result = super().predict_prepared(prepared)
-        self._keep_count(self.predicted, result[0])
+        result = super().predict_prepared(prepared, **wanted)
+        self._keep_count(self.predicted, result)
+        weakref.finalize(result, self.is_written[self.predicted].set)
         self.predicted += 1
-        return result
-
-    def restore(self, predicted: Sequence[NetworkScan]) -> np.ndarray:
-        self.is_written[self.written].set()
-        result = super().restore(predicted)
-        self._keep_count(self.written, result)
-        self.written += 1
         return result
 
 
@@ -239,14 +237,23 @@ class TestOverlap:
             write_scan(tmp_path, str(name), np.eye(4), SHAPE)
         watch = OverlapWatch()
         assert run_job(make_job(tmp_path / "out", watch), find_inputs(tmp_path / "images", channels=1)) == 0
-        assert watch.written == 4
+        assert all(event.is_set() for event in watch.is_written)
         assert watch.most == 2
         assert watch.volumes == [0] * 4
 
 
 class TestPredictCases:
     def arguments(self, tmp_path: Path, **changes: object) -> dict:
-        return {"labels": None, "probabilities": False, "threshold": None, "force": False, **changes}
+        return {
+            "labels": None,
+            "probabilities": False,
+            "threshold": None,
+            "changes": {},
+            "force": False,
+            "resume": False,
+            "shard": None,
+            **changes,
+        }
 
     def test_from_run_folders_to_a_manifest(self, tmp_path: Path) -> None:
         plan = make_test_plan()
@@ -257,7 +264,11 @@ class TestPredictCases:
         code = predict_cases(runs, tmp_path / "images", output, **self.arguments(tmp_path, labels=tmp_path / "labels"))
         assert code == 0
         manifest = manifest_of(output)
-        assert manifest["operating_point"] == {"threshold": 0.25, "min_lesion_mm3": 2.0}
+        assert manifest["operating_point"] == {
+            "threshold": 0.25,
+            "min_lesion_mm3": 2.0,
+            "source": "configuration: the run has no operating_point.json",
+        }
         assert manifest["plan"] == json.loads(json.dumps(plan.to_json()))
         digests = [hashlib.sha256((run / "model.keras").read_bytes()).hexdigest() for run in runs]
         assert [entry["model_sha256"] for entry in manifest["runs"]] == digests
@@ -270,6 +281,7 @@ class TestPredictCases:
             "failures.csv",
             "manifest.json",
             "masks",
+            "records",
             "report",
         ]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from builders import scan_file, tiny_dataset, write_dataset_json
 
-from segment.data.cases import Case, find_dataset, find_inputs, find_label, split_cases
+from segment.data.cases import Case, find_dataset, find_inputs, find_label
+from segment.data.splits import split_cases
 from segment.errors import InputError
 
 SHARED = os.environ.get("SEGMENT_SHARED")
@@ -87,7 +88,7 @@ class TestNnUnet:
             find_dataset(tmp_path, layout="auto")
 
     def test_what_is_no_dataset(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"gone does not exist; set data\.root"):
+        with pytest.raises(InputError, match=r"gone does not exist; give a folder with dataset\.json"):
             find_dataset(tmp_path / "gone", layout="auto")
         with pytest.raises(InputError, match=r"expected dataset\.json in it"):
             find_dataset(tmp_path, layout="auto")

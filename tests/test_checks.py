@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import os
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from builders import AFFINE, SHAPE, tiny_dataset, write_nifti
@@ -24,7 +26,9 @@ def load(folder: Path) -> Dataset:
 
 
 def found(folder: Path) -> list[tuple[str, str, str]]:
-    return [(finding.case_id, finding.severity, finding.kind) for finding in audit_dataset(load(folder), workers=2)]
+    return [
+        (finding.case_id, finding.severity, finding.kind) for finding in audit_dataset(load(folder), workers=2).findings
+    ]
 
 
 def label_of(value: float, dtype: type = np.uint8) -> np.ndarray:
@@ -51,7 +55,7 @@ class TestOneCase:
         assert found(folder) == [("case1", severity, kind)]
         dataset = load(folder)
         findings = check_case(dataset.cases[1], dataset)
-        assert findings == audit_dataset(dataset, workers=1)
+        assert findings == list(audit_dataset(dataset, workers=1).findings)
         assert findings[0].message.startswith("case case1: ")
         assert "\n" not in findings[0].message
         return findings[0]
@@ -143,9 +147,9 @@ class TestOneCase:
     def test_empty_label_is_a_warning(self, folder: Path) -> None:
         write_nifti(folder / LABEL, label_of(0))
         assert "fine if the scan has no lesion" in self.only(folder, "warning", "empty_label").message
-        dataset, findings = check_dataset(load(folder), workers=2, skip_invalid=False)
+        dataset, audit = check_dataset(load(folder), workers=2, skip_invalid=False)
         assert len(dataset.cases) == 3
-        assert [finding.kind for finding in findings] == ["empty_label"]
+        assert [finding.kind for finding in audit.findings] == ["empty_label"]
 
     def test_wrong_number_of_channels(self, folder: Path) -> None:
         dataset = load(folder)
@@ -153,6 +157,25 @@ class TestOneCase:
         assert [finding.message for finding in check_case(case, dataset)] == [
             "case case1: expected 2 channels (FLAIR, T1), found 1; list one file a channel"
         ]
+
+    def test_singular_affine(self, folder: Path) -> None:
+        flat = AFFINE.copy()
+        flat[:3, 2] = flat[:3, 1]
+        scan = nib.Nifti1Image(np.zeros(SHAPE, np.int16), None)
+        scan.header.set_sform(flat, code=1)
+        nib.save(scan, folder / SECOND)
+        message = self.only(folder, "error", "affine").message
+        assert message.startswith(f"case case1: channel T1: {folder / SECOND}: expected an invertible affine, found ")
+
+    @pytest.mark.parametrize("name", [SECOND, LABEL])
+    def test_qform_and_sform_that_disagree(self, folder: Path, name: str) -> None:
+        scan = nib.load(folder / name)
+        scan.header.set_qform(moved(), code=1)
+        nib.save(nib.Nifti1Image(np.asanyarray(scan.dataobj), None, scan.header), folder / name)
+        message = self.only(folder, "warning", "forms").message
+        assert (
+            f"{folder / name}: expected qform and sform to agree, found that they place its corners up to 5" in message
+        )
 
     def test_several_at_a_time(self, folder: Path) -> None:
         (folder / IMAGE).unlink()
@@ -165,7 +188,7 @@ class TestSeveralCases:
     def test_same_voxels_in_another_patient(self, folder: Path) -> None:
         data = gzip.decompress((folder / "imagesTr/case0_0001.nii.gz").read_bytes())
         (folder / "imagesTr/case2_0000.nii.gz").write_bytes(gzip.compress(data, 1))  # other bytes, same voxels
-        (finding,) = audit_dataset(load(folder), workers=2)
+        (finding,) = audit_dataset(load(folder), workers=2).findings
         assert (finding.case_id, finding.severity, finding.kind) == ("case2", "warning", "duplicate")
         assert "than case case0 of another patient" in finding.message
         assert "case0_0001.nii.gz; remove one" in finding.message
@@ -175,10 +198,39 @@ class TestSeveralCases:
         (folder / IMAGE).write_bytes((folder / "imagesTr/case0_0000.nii.gz").read_bytes())
         assert found(folder) == []
 
+    def test_a_spacing_unlike_the_others(self, tmp_path: Path) -> None:
+        folder = tiny_dataset(tmp_path, cases=4)
+        wide = AFFINE @ np.diag([3.5, 1, 1, 1])
+        for name in (IMAGE, LABEL):
+            write_nifti(folder / name, nib.load(folder / name).get_fdata(dtype=np.float32), wide)
+        (finding,) = audit_dataset(load(folder), workers=2).findings
+        assert (finding.case_id, finding.severity, finding.kind) == ("case1", "warning", "spacing")
+        assert (
+            "expected voxels near the dataset's median of 1x1x2 mm (right, front, up), found 3.5x1x2" in finding.message
+        )
+
+    def test_loads_and_spacings_by_case(self, folder: Path) -> None:
+        (folder / "labelsTr/case2.nii.gz").unlink()
+        audit = audit_dataset(load(folder), workers=2)
+        assert {case: load.volumes_mm3 for case, load in audit.loads.items()} == {"case0": (16.0,), "case1": (16.0,)}
+        assert audit.spacing_mm["case2"] == pytest.approx((1, 1, 2))
+        assert audit.invalid == {"case2"}
+
+    def test_memory_does_not_grow_with_the_cases(self, tmp_path: Path) -> None:
+        folder = tiny_dataset(tmp_path, cases=24, shape=(48, 48, 48))
+        dataset = load(folder)
+        peaks = []
+        for count in (4, 24):
+            tracemalloc.start()
+            audit_dataset(replace(dataset, cases=dataset.cases[:count]), workers=2)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert peaks[1] < 1.3 * peaks[0]
+
     def test_all_labels_empty(self, folder: Path) -> None:
         for index in range(3):
             write_nifti(folder / f"labelsTr/case{index}.nii.gz", label_of(0))
-        *warnings, error = audit_dataset(load(folder), workers=2)
+        *warnings, error = audit_dataset(load(folder), workers=2).findings
         assert [warning.kind for warning in warnings] == ["empty_label"] * 3
         assert (error.case_id, error.severity, error.kind) == ("", "error", "all_labels_empty")
         for skip_invalid in (False, True):
@@ -205,9 +257,9 @@ class TestCheckDataset:
 
     def test_invalid_cases_are_left_out_and_listed(self, folder: Path) -> None:
         self.spoil(folder, 0, 2)
-        dataset, findings = check_dataset(load(folder), workers=2, skip_invalid=True)
+        dataset, audit = check_dataset(load(folder), workers=2, skip_invalid=True)
         assert [case.case_id for case in dataset.cases] == ["case1"]
-        assert [finding.case_id for finding in findings] == ["case0", "case2"]
+        assert [finding.case_id for finding in audit.findings] == ["case0", "case2"]
         assert dataset.channel_names == ("FLAIR", "T1")
 
     def test_nothing_left(self, folder: Path) -> None:
@@ -226,6 +278,6 @@ class TestCheckDataset:
 
 @pytest.mark.skipif(not SHARED, reason="SEGMENT_SHARED does not name the folder with the real scans")
 def test_the_real_scans_are_valid() -> None:
-    dataset, findings = check_dataset(load(Path(str(SHARED)) / "data" / "ms"), workers=2, skip_invalid=False)
-    assert findings == []
+    dataset, audit = check_dataset(load(Path(str(SHARED)) / "data" / "ms"), workers=2, skip_invalid=False)
+    assert audit.findings == ()
     assert [case.case_id for case in dataset.cases] == ["ms19", "ms26"]

@@ -218,7 +218,7 @@ class TestInfer:
         (tmp_path / "out" / "notes.txt").touch()
         arguments = ["infer", "--run", str(run_dir), "--input", str(dataset), "--output", str(tmp_path / "out")]
         assert main(arguments) == 2
-        assert "already holds files; pass --force" in one_line(capsys)
+        assert "already holds files; pass --resume to go on or --force" in one_line(capsys)
         assert main([*arguments, "--force"]) == 2
         assert "made by segment" in one_line(capsys)
         assert (tmp_path / "out" / "notes.txt").exists()
@@ -231,7 +231,10 @@ class TestInfer:
 
 
 class TestOtherCommands:
-    def test_check_says_how_many_errors(self, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_check_says_how_many_errors(
+        self, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
         assert main(["check", str(dataset)]) == 0
         assert "3 cases; errors: 0, warnings: 0" in capsys.readouterr().out
         truncate(dataset / "imagesTr" / "case1_0000.nii.gz")

@@ -19,6 +19,7 @@ from segment.errors import InputError
 from segment.evaluation import metrics
 from segment.evaluation.folders import find_jobs, mask_files, run_jobs
 from segment.evaluation.lesion_map import CLASSES, itk_snap_table, slicer_table
+from segment.evaluation.workers import Workers
 
 
 @pytest.fixture
@@ -172,7 +173,8 @@ class TestFailures:
         options: Any = {"config": CONFIG, "probabilities": None, "images": None, "classes": None, "missing": "error"}
         jobs = find_jobs(folders / "predictions", folders / "labels", maps=None, **options)
         jobs[1] = dataclasses.replace(jobs[1], closed=Deadly())  # type: ignore[arg-type]
-        outcomes = run_jobs(jobs, workers=2)
+        with Workers(2) as pool:
+            outcomes = run_jobs(jobs, pool)
         assert [outcome.case_id for outcome in outcomes] == ["a", "b", "c"]
         assert [outcome.error is None for outcome in outcomes] == [True, False, True]
         assert "ended from outside" in str(outcomes[1].error)
@@ -182,8 +184,8 @@ class TestFailures:
         (folders / "predictions" / "b.nii.gz").write_bytes(data[: len(data) // 2])
         assert run(folders) == 1
         (row,) = failures(folders)
-        assert row["case_id"] == "b"
-        assert str(folders / "predictions" / "b.nii.gz") in row["error"]
+        assert (row["case"], row["kind"]) == ("b", "truncated")
+        assert str(folders / "predictions" / "b.nii.gz") in row["message"]
         assert summary(folders)["n_cases"] == 2
         assert "case b failed" in capsys.readouterr().err
 
@@ -192,14 +194,14 @@ class TestFailures:
         moved[2, 3] += 4
         write_nifti(folders / "predictions" / "a.nii.gz", mask(), moved)
         assert run(folders) == 1
-        error = failures(folders)[0]["error"]
+        error = failures(folders)[0]["message"]
         assert "-72.00" in error
         assert "-68.00" in error
 
     def test_probabilities_where_masks_belong(self, folders: Path) -> None:
         write_nifti(folders / "predictions" / "a.nii.gz", np.full(SHAPE, 0.4, np.float32))
         assert run(folders) == 1
-        assert "if these are probabilities, pass their folder with --probabilities" in failures(folders)[0]["error"]
+        assert "if these are probabilities, pass their folder with --probabilities" in failures(folders)[0]["message"]
 
     def test_nothing_could_be_evaluated(self, folders: Path) -> None:
         for path in (folders / "predictions").iterdir():

@@ -63,7 +63,11 @@ class NumpyUnet:
             features = self._level(features, f"down{level}", self._plan.strides[level - 1] if level else (1, 1, 1))
             skips.append(features)
         for level in reversed(range(len(self._plan.filters) - 1)):
-            features = self._spread(features, f"up{level}_expand_conv", self._plan.strides[level])
+            expand, kernel, *shortcut = self._weights[f"up{level}_join"]
+            features = self._spread(features, expand, self._plan.strides[level])
+            self._weights[f"up{level}_a_conv"] = [kernel]
+            if shortcut:
+                self._weights[f"up{level}_shortcut_conv"] = shortcut
             features = self._level(np.concatenate([features, skips[level]], axis=-1), f"up{level}", (1, 1, 1))
         kernel, bias = self._weights["logits0"]
         return features @ kernel + bias
@@ -93,9 +97,9 @@ class NumpyUnet:
             result += padded[window] @ kernel[offset]
         return result
 
-    def _spread(self, features: np.ndarray, name: str, strides: tuple[int, ...]) -> np.ndarray:
+    def _spread(self, features: np.ndarray, expand: np.ndarray, strides: tuple[int, ...]) -> np.ndarray:
         """A transposed convolution whose kernel is its stride: every coarse voxel paints its own block."""
-        blocks = (features @ self._weights[name][0][0, 0, 0]).reshape(*features.shape[:3], *strides, -1)
+        blocks = (features @ expand).reshape(*features.shape[:3], *strides, -1)
         fine = [size * stride for size, stride in zip(features.shape, strides, strict=False)]
         result = np.zeros((*fine, blocks.shape[-1]))
         for position in np.ndindex(*strides):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from segment.model.layers import InstanceNorm, LeakyReLU, PixelShuffle, instance_norm, pixel_shuffle
+from segment.model.layers import InstanceNorm, LeakyReLU, instance_norm
 
 EPSILON = 2e-3  # large enough for a norm that forgets it to fail
 
@@ -114,31 +114,6 @@ class TestInstanceNorm:
         layer = InstanceNorm(epsilon=0.25, name="norm")
         again = InstanceNorm.from_config(layer.get_config())
         assert (again.epsilon, again.name) == (0.25, "norm")
-
-
-class TestPixelShuffle:
-    def test_places_channels_by_hand(self) -> None:
-        # One voxel of 2 x 3 block positions with 1 channel: block position (i, j) holds channel 3 i + j.
-        features = tf.reshape(tf.range(6.0), [1, 1, 1, 6])
-        assert pixel_shuffle(features, (2, 3))[0, :, :, 0].numpy().tolist() == [[0, 1, 2], [3, 4, 5]]
-
-    @pytest.mark.parametrize("strides", [(2, 2, 2), (1, 2, 2), (2, 1, 3)])
-    def test_expand_and_shuffle_is_the_transposed_convolution(self, strides: tuple[int, int, int]) -> None:
-        features = draw(2, 3, 4, 2, 5)
-        kernel = draw(*strides, 7, 5)  # [*strides, output channels, input channels]
-        fine = [size * stride for size, stride in zip((3, 4, 2), strides, strict=True)]
-        expected = tf.nn.conv3d_transpose(features, kernel, [2, *fine, 7], strides, "SAME")
-        expanded = features @ kernel.reshape(-1, 5).T
-        assert np.allclose(pixel_shuffle(tf.constant(expanded), strides), expected, atol=1e-5)
-
-    def test_layer_names_its_shape_and_restores(self) -> None:
-        layer = PixelShuffle(strides=(2, 1))
-        assert layer.compute_output_shape((None, 4, 5, 6)) == (None, 8, 5, 3)
-        assert PixelShuffle.from_config(layer.get_config()).strides == (2, 1)
-
-    def test_layer_needs_known_sizes(self) -> None:
-        with pytest.raises(ValueError, match="known spatial sizes"):
-            PixelShuffle(strides=(2, 2)).compute_output_shape((None, None, 4, 4))
 
 
 class TestLeakyReLU:

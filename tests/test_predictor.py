@@ -92,7 +92,7 @@ class TestEnsemble:
         members.append(make_member(coarse, forward=lambda windows: 0 * windows + 2))
         predictor = Predictor(members)
         scan = make_scan(lesion_image((9, 9, 9))[0], np.eye(4))
-        assert [scan.values.shape[:3] for scan in predictor.prepare(scan)] == [(9, 9, 9), (4, 4, 4)]
+        assert [scan.image.shape[:3] for scan in predictor.prepare(scan)] == [(9, 9, 9), (4, 4, 4)]
         assert np.allclose(predictor.predict(scan), (1 + 1 / (1 + np.exp(-2))) / 3, atol=1e-6)
 
     def test_other_channels_are_refused(self) -> None:

@@ -144,6 +144,27 @@ class TestPrepareCases:
         assert not (cache / ".tmp-1-old").exists()
         assert (cache / ".tmp-2-new").exists()
 
+    def test_a_folder_that_another_run_renames_meanwhile(
+        self, cases: tuple[Case, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        glob = Path.glob
+        gone = tmp_path / "cache" / ".tmp-3-renamed"
+        monkeypatch.setattr(Path, "glob", lambda self, pattern: [gone] if pattern == ".tmp-*" else glob(self, pattern))
+        assert len(prepare_cases(cases, PLAN, cache_dir=tmp_path / "cache", workers=1)) == 3
+
+    def test_volumes_of_one_file_are_told_apart(self, tmp_path: Path) -> None:
+        """Two channels of a 4D file in another order are another prepared case, though the file is the same."""
+        values = np.random.default_rng(0).normal(100, 10, (*SHAPE, 2)).astype(np.float32)
+        path = write_nifti(tmp_path / "a.nii.gz", values)
+        label = np.zeros(SHAPE, np.uint8)
+        label[4, 4, 4] = 1
+        case = Case("a", "a", (path, path), write_nifti(tmp_path / "l.nii.gz", label), (0, 1))
+        plan = make_test_plan(spacing_mm=(1.0, 1.0, 2.0), channels=2)
+        both = [case, dataclasses.replace(case, image_volumes=(1, 0))]
+        first, second = prepare_cases(both, plan, cache_dir=tmp_path / "cache", workers=1)
+        assert first.image_path != second.image_path
+        np.testing.assert_array_equal(first.image(), second.image()[..., ::-1])
+
     def test_lesion_free_case(self, tmp_path: Path) -> None:
         root = tiny_dataset(tmp_path / "data", cases=1)
         write_nifti(root / "labelsTr" / "case0.nii.gz", np.zeros(SHAPE, np.uint8), AFFINE)

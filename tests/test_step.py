@@ -8,160 +8,100 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from segment.config import LossScaleConfig, OptimizerConfig
+from step_helpers import BATCH, SCALE, SIZE, batches, copies, make_step, require_same_bits, run, weights
+
+from segment.config import OptimizerConfig
 from segment.config_loss import LossConfig
-from segment.losses import build_hybrid, supervised_loss
+from segment.losses import supervised_loss
 from segment.training.distribution import check_batch_size, make_strategy, mirrored_strategy
-from segment.training.optimizers import make_optimizer
-from segment.training.precision import LossScale
-from segment.training.step import TrainStep, unscale_and_clip, weights_of
-
-BATCH, SIZE = 4, 8
-SCALE = 1024.0
+from segment.training.step import unscale_and_clip, weights_of
 
 
-def make_step(
-    strategy: tf.distribute.Strategy,
-    *,
-    loss: LossConfig | None = None,
-    scaling: bool = False,
-    clip_norm: float = 12.0,
-    optimizer: OptimizerConfig | None = None,
-) -> TrainStep:
-    """A two-layer network with weights that are the same in each call."""
-    with strategy.scope():
-        initial = tf.keras.initializers.HeNormal
-        image = tf.keras.Input((SIZE, SIZE, 1))
-        hidden = tf.keras.layers.Conv2D(4, 3, padding="same", activation="relu", kernel_initializer=initial(seed=1))
-        logits = tf.keras.layers.Conv2D(1, 1, kernel_initializer=initial(seed=2))
-        model = tf.keras.Model(image, logits(hidden(image)))
-        hybrid = build_hybrid(loss or LossConfig())
-        config = optimizer or OptimizerConfig(name="sgd", momentum=0.9)
-        return TrainStep(
-            strategy=strategy,
-            model=model,
-            hybrid=hybrid,
-            optimizer=make_optimizer(
-                weights_of(model), list(hybrid.trainable_variables), strategy=strategy, config=config
-            ),
-            loss_scale=LossScale(LossScaleConfig(initial=SCALE), scaling=scaling),
-            clip_norm=clip_norm,
-            batch_size=BATCH,
-        )
+def tiny_model() -> tf.keras.Model:
+    """One kernel of one weight."""
+    return tf.keras.Sequential([tf.keras.Input((SIZE, SIZE, 1)), tf.keras.layers.Conv2D(1, 1, use_bias=False)])
 
 
-def batches(steps: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(5)
-    image = rng.normal(size=(steps, BATCH, SIZE, SIZE, 1)).astype(np.float32)
-    return {"image": image, "label": (image > 1.5).astype(np.uint8)}
-
-
-def run(step: TrainStep, strategy: tf.distribute.Strategy, data: dict[str, np.ndarray]) -> list[dict[str, float]]:
-    """One step for each leading entry; returns the scalars of each."""
-    dataset = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices(data))
-    rows = [step(batch, learning_rate=0.05, share_done=0.5) for batch in dataset]
-    return [{name: float(value) for name, value in row.items()} for row in rows]
-
-
-def copies(step: TrainStep, strategy: tf.distribute.Strategy) -> dict[str, list[np.ndarray]]:
-    """Every variable of the state as each replica holds it."""
-    return {
-        name: [value.numpy() for value in strategy.experimental_local_results(variable)]
-        for name, variable in step.state().items()
-    }
-
-
-def distance(a: dict[str, list[np.ndarray]], b: dict[str, list[np.ndarray]]) -> float:
-    """Largest relative distance of the weights of two states, by variable, on the first replica."""
-    names = [name for name in a if name.startswith(("model/", "loss/")) and a[name][0].size]
-    return max(
-        np.linalg.norm(a[name][0] - b[name][0]) / max(float(np.linalg.norm(a[name][0])), 1e-30) for name in names
-    )
-
-
-class TestReplicas:
-    @pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
-    def test_one_two_and_four_replicas_agree_with_one_device(self, weighting: str, four_cpus: list[str]) -> None:
-        loss = LossConfig.model_validate({"weighting": {"name": weighting}})
-        data = batches(20)
-        states = []
-        for count in (0, 1, 2, 4):
-            strategy = mirrored_strategy(four_cpus[:count]) if count else tf.distribute.get_strategy()
-            step = make_step(strategy, loss=loss)
-            rows = run(step, strategy, data)
-            assert all(row["good"] for row in rows)
-            state = copies(step, strategy)
-            for values in state.values():  # mirrored means the same bits everywhere
-                for value in values[1:]:
-                    np.testing.assert_array_equal(values[0], value)
-            states.append(state)
-        for other in states[1:]:
-            assert distance(states[0], other) < 1e-5
-        assert (
-            distance(
-                states[0], copies(make_step(tf.distribute.get_strategy(), loss=loss), tf.distribute.get_strategy())
-            )
-            > 0.01
-        )
-
+class TestScale:
     def test_loss_scale_changes_nothing_in_float32(self) -> None:
         strategy = tf.distribute.get_strategy()
         results = []
         for scaling in (False, True):
-            step = make_step(strategy, scaling=scaling)
+            # L2 is not scaled with the loss, but as if it had been.
+            optimizer = OptimizerConfig(name="sgd", momentum=0.9, decay="l2", weight_decay=0.1)
+            step = make_step(strategy, scaling=scaling, optimizer=optimizer)
             rows = run(step, strategy, batches(5))
-            results.append((copies(step, strategy), rows[-1]["gradient_norm"]))
+            results.append((weights(copies(step, strategy)), rows[-1]["gradient_norm"]))
         # 1024 is a power of two: scaling up and down is exact.
-        assert distance(results[0][0], results[1][0]) < 1e-6
+        np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6, atol=1e-8)
         assert results[0][1] == pytest.approx(results[1][1], rel=1e-6)
 
 
 class TestSkips:
-    def test_a_bad_value_on_any_one_replica_skips_the_step_on_all(self, four_cpus: list[str]) -> None:
-        strategy = mirrored_strategy(four_cpus)
-        step = make_step(strategy, scaling=True, loss=LossConfig.model_validate({"weighting": {"name": "uncertainty"}}))
+    @pytest.mark.parametrize(("replicas", "accumulate_steps"), [(4, 1), (1, 4), (2, 2)])
+    def test_one_bad_patch_anywhere_skips_the_step_everywhere(
+        self, replicas: int, accumulate_steps: int, four_cpus: list[str]
+    ) -> None:
+        strategy = mirrored_strategy(four_cpus[:replicas])
+        step = make_step(
+            strategy,
+            scaling=True,
+            loss=LossConfig.model_validate({"weighting": {"name": "uncertainty"}}),
+            optimizer=OptimizerConfig(name="adamw", weight_decay=0.1),
+            batch_size=BATCH // accumulate_steps,
+            accumulate_steps=accumulate_steps,
+            ema_decay=0.9,
+        )
         run(step, strategy, batches(1))  # the optimizer has moments to lose
-        for replica in range(4):
+        for patch in range(BATCH):
             before = copies(step, strategy)
             data = batches(1)
-            data["image"][0, replica, 3, 3, 0] = np.inf
+            data["image"][0, patch, 3, 3, 0] = np.inf
             (row,) = run(step, strategy, data)
-            assert row["good"] == 0
-            assert row["skipped"] == replica + 1
-            assert row["skipped_in_row"] == replica + 1
+            assert (row["good"], row["skipped"], row["skipped_in_row"]) == (0, patch + 1, patch + 1)
             after = copies(step, strategy)
-            for name in after:
-                if not name.startswith("loss_scale/"):
-                    for old, new in zip(before[name], after[name], strict=True):
-                        np.testing.assert_array_equal(old, new, err_msg=f"{name}, replica {replica}")
-            assert [float(v) for v in after["loss_scale/scale"]] == [SCALE / 2 ** (replica + 1)] * 4
+            assert {name.split("/")[0] for name in after} == {"model", "loss", "optimizer", "loss_scale", "average"}
+            require_same_bits(before, after, message=f"patch {patch}")
+            assert [float(v) for v in after["loss_scale/scale"]] == [SCALE / 2 ** (patch + 1)] * replicas
         (row,) = run(step, strategy, batches(1))
-        assert row["good"] == 1
-        assert row["skipped_in_row"] == 0
+        assert (row["good"], row["skipped_in_row"]) == (1, 0)
         assert np.isfinite(row["loss"])
+        moved = copies(step, strategy)
+        for name in ("model/0000", "average/0000", "optimizer/0/0000", "loss/0000"):
+            assert (moved[name][0] != after[name][0]).any(), name
 
-    def test_zero_gradients_move_nothing_and_divide_by_nothing(self) -> None:
+    @pytest.mark.parametrize("name", ["adamw", "sgd"])
+    def test_zero_gradients_move_nothing_and_divide_by_nothing(self, name: str) -> None:
         strategy = tf.distribute.get_strategy()
-        model = tf.keras.Sequential([tf.keras.Input((SIZE, SIZE, 1)), tf.keras.layers.Conv2D(1, 1, use_bias=False)])
-        hybrid = build_hybrid(LossConfig())
-        optimizer = make_optimizer(
-            weights_of(model), [], strategy=strategy, config=OptimizerConfig(name="adamw", weight_decay=0.0)
-        )
-        step = TrainStep(
-            strategy=strategy,
-            model=model,
-            hybrid=hybrid,
-            optimizer=optimizer,
-            loss_scale=LossScale(LossScaleConfig(), scaling=False),
-            clip_norm=1.0,
-            batch_size=BATCH,
+        step = make_step(
+            strategy, model=tiny_model, optimizer=OptimizerConfig(name=name, weight_decay=0.0), clip_norm=1.0
         )
         before = copies(step, strategy)
         data = {name: np.zeros_like(array) for name, array in batches(1).items()}
         (row,) = run(step, strategy, data)
-        assert row["gradient_norm"] == 0
-        assert row["good"] == 1
+        assert (row["gradient_norm"], row["good"]) == (0, 1)
         np.testing.assert_array_equal(before["model/0000"][0], copies(step, strategy)["model/0000"][0])
+
+
+class TestL2:
+    def test_is_part_of_loss_gradient_and_clipping_but_not_for_biases(self) -> None:
+        strategy = tf.distribute.get_strategy()
+        optimizer = OptimizerConfig(name="sgd", momentum=0.0, decay="l2", weight_decay=0.5)
+        step = make_step(strategy, optimizer=optimizer, clip_norm=0.0)
+        before = copies(step, strategy)
+        average = gradient_of(step, batches(1), slice(0, 4))
+        (row,) = run(step, strategy, batches(1))
+        after = copies(step, strategy)
+        kernels = [np.float64(before[f"model/{index:04d}"][0]) for index in (0, 2)]
+        penalty = 0.25 * sum((kernel**2).sum() for kernel in kernels)
+        terms = sum(row[f"loss/{name}"] for name in ("binary_crossentropy", "dice", "focal"))
+        assert row["loss/l2"] == pytest.approx(penalty, rel=1e-5)
+        assert row["loss"] == pytest.approx(terms + penalty, rel=1e-5)
+        wanted = [average[0] + 0.5 * kernels[0], average[1], average[2] + 0.5 * kernels[1], average[3]]
+        assert row["gradient_norm"] == pytest.approx(np.sqrt(sum((g**2).sum() for g in wanted)), rel=1e-5)
+        for index, gradient in enumerate(wanted):
+            moved = (before[f"model/{index:04d}"][0] - after[f"model/{index:04d}"][0]) / 0.05
+            np.testing.assert_allclose(moved, gradient, rtol=2e-3, atol=2e-6)
 
 
 class TestClipping:
@@ -203,13 +143,12 @@ class TestClipping:
         assert not np.isfinite(norm)
 
 
-def gradient_of(step: TrainStep, data: dict[str, np.ndarray], part: slice) -> list[np.ndarray]:
+def gradient_of(step: Any, data: dict[str, np.ndarray], part: slice) -> list[np.ndarray]:
     """The gradient of the mean loss over part of the first batch, by a tape of its own, as float64."""
-    parts: Any = step
     with tf.GradientTape() as tape:
-        logits = parts._model(tf.constant(data["image"][0, part]))
-        loss = tf.reduce_mean(supervised_loss(parts._hybrid, tf.constant(data["label"][0, part]), logits).total)
-    return [np.asarray(gradient, np.float64) for gradient in tape.gradient(loss, weights_of(parts._model))]
+        logits = step._model(tf.constant(data["image"][0, part]))
+        loss = tf.reduce_mean(supervised_loss(step.hybrid, tf.constant(data["label"][0, part]), logits).total)
+    return [np.asarray(gradient, np.float64) for gradient in tape.gradient(loss, weights_of(step._model))]
 
 
 class TestStrategies:

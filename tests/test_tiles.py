@@ -14,7 +14,8 @@ from scipy.special import expit
 
 from segment.data.planning import Plan
 from segment.errors import InputError
-from segment.inference.tiles import axis_starts, axis_tiles, predict_volume, to_mask
+from segment.inference.slabs import predict_volume
+from segment.inference.tiles import axis_starts, axis_tiles, to_mask
 
 
 def plan_with_window(window: tuple[int, int, int], *, classes: int = 1, channels: int = 1) -> Plan:

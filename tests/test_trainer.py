@@ -88,6 +88,8 @@ class TestRun:
             "tensorboard",
             "checkpoints",
             "model.keras",
+            "operating_point.json",
+            "operating_point.svg",
             "validation",
         }
         assert load_config(run_dir / "config.yaml") == configuration(dataset, run_dir)

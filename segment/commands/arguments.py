@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 
@@ -41,6 +42,27 @@ def open_share(text: str) -> float:
     if not 0.0 < value < 1.0:
         raise argparse.ArgumentTypeError(f"expected a number above 0 and below 1, found {text!r}")
     return value
+
+
+def positive_number(text: str) -> float:
+    """An argument type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    return value
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """An argument type: K/N with 1 <= K <= N."""
+    parts = text.split("/")
+    if len(parts) == 2 and all(part.isascii() and part.isdigit() for part in parts):
+        index, count = (int(part) for part in parts)
+        if 1 <= index <= count:
+            return index, count
+    raise argparse.ArgumentTypeError(f"expected K/N such as 3/8, with K from 1 to N, found {text!r}")
 
 
 def import_tensorflow() -> None:

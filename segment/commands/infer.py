@@ -6,7 +6,14 @@ import argparse
 import shlex
 from pathlib import Path
 
-from segment.commands.arguments import Commands, add_command, import_tensorflow, open_share
+from segment.commands.arguments import (
+    Commands,
+    add_command,
+    import_tensorflow,
+    open_share,
+    positive_number,
+    shard_of,
+)
 
 
 def add(commands: Commands) -> None:
@@ -15,15 +22,24 @@ def add(commands: Commands) -> None:
     parser = add_command(commands, "infer", "Write masks for new scans, and the report when labels are given.", example)
     parser.add_argument("--run", type=Path, action="append", required=True, help="run folder; several are averaged")
     parser.add_argument(
-        "--input", type=Path, required=True, help="a scan, a folder of CASE_0000.nii.gz files, or a CSV manifest"
+        "--input",
+        type=Path,
+        required=True,
+        help="a scan, a folder of CASE_0000.nii.gz files, a BIDS tree or a CSV manifest",
     )
     parser.add_argument("--output", type=Path, required=True, help="new folder for masks, report and manifest")
     parser.add_argument("--labels", type=Path, help="folder of expert masks CASE.nii.gz, to report on the result")
     parser.add_argument("--probabilities", action="store_true", help="write the probability maps too")
     parser.add_argument(
-        "--threshold", type=open_share, help="probability from which a voxel is lesion (default: the run's)"
+        "--threshold", type=open_share, help="probability from which a voxel is lesion (default: the operating point)"
     )
-    parser.add_argument("--force", action="store_true", help="replace an existing output folder")
+    parser.add_argument("--flips", action="store_true", help="average over mirrored copies: 8 times the work in 3D")
+    parser.add_argument("--uncertainty", choices=("deviation", "entropy"), help="write maps of it")
+    parser.add_argument("--max-memory-gb", type=positive_number, metavar="GIB", help="stay below; refuse larger scans")
+    parser.add_argument("--shard", type=shard_of, metavar="K/N", help="predict every N-th case only, from the K-th")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="keep what an earlier run completed with the same inputs")
+    existing.add_argument("--force", action="store_true", help="replace an existing output folder")
     parser.set_defaults(function=run)
 
 
@@ -31,7 +47,13 @@ def run(options: argparse.Namespace) -> int:
     """Predicts scans with one or more runs, and reports on them when labels are given."""
     import_tensorflow()
     from segment.inference.batch import predict_cases
+    from segment.inference.records import Shard
 
+    changes = {
+        "flips": options.flips or None,
+        "uncertainty": options.uncertainty,
+        "max_memory_gb": options.max_memory_gb,
+    }
     code = predict_cases(
         options.run,
         options.input,
@@ -39,9 +61,12 @@ def run(options: argparse.Namespace) -> int:
         labels=options.labels,
         probabilities=options.probabilities,
         threshold=options.threshold,
+        changes={name: value for name, value in changes.items() if value is not None},
         force=options.force,
+        resume=options.resume,
+        shard=None if options.shard is None else Shard(*options.shard),
     )
-    if options.labels is None:
+    if options.labels is None and options.shard is None:
         masks = shlex.quote(str(options.output / "masks"))
         print(f"next: segment evaluate --predictions {masks} --labels LABELS --output REPORT")
     return code

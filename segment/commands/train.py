@@ -34,6 +34,6 @@ def run(options: argparse.Namespace) -> int:
     from segment.training.trainer import train as train_run
 
     result = train_run(config, resume=options.resume, force=options.force)
-    if result.exit_code == 0:
+    if result.summary is not None:
         print(f"next:    segment infer --run {shlex.quote(str(result.run_dir))} --input SCANS --output PREDICTIONS")
     return result.exit_code

@@ -1,177 +1,132 @@
-"""Random changes of training patches, composed and applied by albumentations.
+"""Cuts training patches and changes them at random; what can be changed stands in the modules this one puts together.
 
-albumentations' own pixel transforms clip float images to [0, 1] and mix channels, and its `volume` target works slice
-by slice. Patches here are z-scores (negative values, lesions far above 1) of channels that vary on their own, so the
-transforms below are albumentations transforms with arithmetic of their own. Background is exactly 0 before and after.
+2D models go through albumentations. Its 3D transforms (2.0.8) turn cubes and cut holes; all others work slice by slice
+or fail on volumes, so 3D has arithmetic of its own, channel by channel.
 """
 
 from __future__ import annotations
 
-import os
-import random
-import threading
 from collections.abc import Sequence
-from typing import Any
 
-# albumentations asks a server for its newest version while it is imported, unless this is set before.
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-
-import albumentations as A  # noqa: N812
+import cv2
 import numpy as np
-from scipy import ndimage
 
 from segment.config import AugmentationConfig
+from segment.data.intensity import change_intensities
+from segment.data.lesion_paste import LesionPaster
+from segment.data.planning import Plan, network_input
+from segment.data.preprocessing import PreparedCase
+from segment.data.sampling import PatchLocation, read_patch
+from segment.data.slice_augmentation import SliceAugmenter
+from segment.data.spatial import IDENTITY, Warp, axis_orders, draw_matrix, draw_symmetry
 
-BRIGHTNESS = 0.2  # largest shift, in standard deviations of the scan
-CONTRAST = 0.25  # largest relative change of the scale
-GAMMA = 1.5  # largest exponent; the smallest is its inverse
-NOISE = (0.02, 0.2)  # standard deviation, in standard deviations of the scan
-BLUR = (0.4, 0.9)  # standard deviation in units of the finest spacing: beyond it, lesions of a few voxels are gone
-SMALLEST_SIGMA = 0.2  # voxels; a narrower Gaussian leaves the neighbours less than 1e-5
+# Patches are made by several threads already, on cores that the network needs too.
+cv2.setNumThreads(1)
 
-
-class Flip(A.Transform3D):
-    """Mirrors image and label along each axis, half of the time each."""
-
-    def get_params(self) -> dict[str, Any]:
-        """Draws the axes."""
-        return {"axes": tuple(int(axis) for axis in np.flatnonzero(self.random_generator.random(3) < 0.5))}
-
-    def apply_to_volume(self, volume: np.ndarray, axes: tuple[int, ...], **params: Any) -> np.ndarray:
-        """[x, y, z] or [x, y, z, channels] of any dtype, mirrored along `axes`."""
-        return np.flip(volume, axes)
-
-
-class IntensityTransform(A.ImageOnlyTransform):
-    """Changes the values of a volume and nothing else: labels pass through, and voxels that are 0 stay 0."""
-
-    def apply_to_volume(self, volume: np.ndarray, **params: Any) -> np.ndarray:
-        """float32 [x, y, z, channels] -> the same shape and dtype, each channel changed on its own."""
-        result = np.empty_like(volume)
-        for channel in range(volume.shape[-1]):
-            own = np.array(volume[..., channel], order="C")  # a copy, for `change` to write to
-            result[..., channel] = self.change(own, self.random_generator)
-        result *= volume != 0
-        return result
-
-    def change(self, channel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """float32 [x, y, z] -> float32 [x, y, z], may write to its argument; what it does to zeros is undone."""
-        raise NotImplementedError
-
-
-class BrightnessContrast(IntensityTransform):
-    """Scales about the scan's mean, which is 0 in z-scores, and shifts."""
-
-    def change(self, channel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """See `IntensityTransform.change`."""
-        channel *= np.float32(1 + rng.uniform(-CONTRAST, CONTRAST))
-        channel += np.float32(rng.uniform(-BRIGHTNESS, BRIGHTNESS))
-        return channel
-
-
-class Gamma(IntensityTransform):
-    """A power of the intensities between the patch's extremes, which stay; the exponent is log-uniform."""
-
-    def change(self, channel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """See `IntensityTransform.change`."""
-        exponent = np.float32(GAMMA ** rng.uniform(-1, 1))
-        low, high = channel.min(), channel.max()
-        if low == high:
-            return channel
-        channel -= low
-        channel /= high - low
-        np.power(channel, exponent, out=channel)
-        channel *= high - low
-        channel += low
-        return channel
-
-
-class Noise(IntensityTransform):
-    """Adds Gaussian noise."""
-
-    def change(self, channel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """See `IntensityTransform.change`."""
-        sigma = np.float32(rng.uniform(*NOISE))
-        noise = rng.standard_normal(channel.shape, dtype=np.float32)
-        noise *= sigma
-        channel += noise
-        return channel
-
-
-class Blur(IntensityTransform):
-    """A Gaussian of the same width in mm along every axis.
-
-    Args:
-        spacing_mm: Of the patch, per axis.
-        p: Share of patches.
-    """
-
-    class InitSchema(A.ImageOnlyTransform.InitSchema):
-        """What albumentations checks on construction."""
-
-        spacing_mm: tuple[float, float, float]
-
-    def __init__(self, spacing_mm: tuple[float, float, float], p: float) -> None:
-        super().__init__(p=p)
-        self.spacing_mm = spacing_mm
-
-    def change(self, channel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """See `IntensityTransform.change`."""
-        sigma_mm = rng.uniform(*BLUR) * min(self.spacing_mm)
-        for axis, spacing in enumerate(self.spacing_mm):
-            sigma = sigma_mm / spacing
-            if sigma >= SMALLEST_SIGMA and channel.shape[axis] > 1:
-                channel = ndimage.gaussian_filter1d(channel, sigma, axis=axis, mode="nearest", truncate=3.0)
-        return channel
+_MOVE, _PASTE, _CHANGE = range(3)  # streams of random numbers
 
 
 class Augmenter:
-    """Applies the configured changes; safe to call from several threads at once.
+    """Cuts and changes patches; safe to call from several threads at once.
 
     Args:
         config: Which changes, and to what share of the patches.
-        spacing_mm: Of the network grid, per axis.
+        plan: Patch, slices and spacing.
+        paster: Where pasted lesions come from; None pastes none.
     """
 
-    def __init__(self, config: AugmentationConfig, spacing_mm: Sequence[float]) -> None:
-        x, y, z = spacing_mm
+    def __init__(self, config: AugmentationConfig, plan: Plan, paster: LesionPaster | None) -> None:
         self._config = config
-        self._spacing_mm = (float(x), float(y), float(z))
-        self._local = threading.local()  # transforms carry their random state, so each thread has its own
+        self._plan = plan
+        self._paster = paster
+        self._orders = axis_orders(plan.spacing_mm, plan.patch_size) if config.turn else (IDENTITY.order,)
+        seen = [axis for axis in range(3) if axis != plan.slice_axis]
+        self._slices = None
+        if plan.slice_axis is not None:
+            self._slices = SliceAugmenter(
+                config, [plan.spacing_mm[axis] for axis in seen], [plan.patch_size[axis] for axis in seen]
+            )
 
-    def __call__(
-        self, image: np.ndarray, label: np.ndarray, seed: np.random.SeedSequence
+    def cut(
+        self, case: PreparedCase, location: PatchLocation, seed: np.random.SeedSequence
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Changes one patch; the result is a pure function of the arguments.
+        """Makes one patch, a pure function of the arguments.
 
         Args:
-            image: float32 [x, y, z, channels], 0 in the background.
-            label: uint8 [x, y, z].
+            case: Read from its files, no more than the patch needs.
+            location: Of the patch without augmentation. A lesion that it was placed to hold stays in it.
             seed: Source of all randomness.
 
         Returns:
-            Image and label of the same shapes and dtypes; the label moves with the image and its values do not change.
-            Where no change is drawn the values are the input's, bit for bit.
+            The image as the network takes it, float32 [*patch, channels] with 2 or 3 axes in the patch, 0 outside the
+            subject; and the label values uint8 [*patch]. Where no change is drawn, both are the case's own values bit
+            for bit. Both are new, C-ordered arrays.
         """
-        pipeline = self._pipeline()
-        # Compose would hand the same seed to every transform, and all would draw the same numbers.
-        for index, transform in enumerate(pipeline.transforms):
-            # Not seed.spawn, which counts its calls: the same seed would give something else the second time.
-            child = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, index))
-            state = child.generate_state(4).tobytes()
-            transform.set_random_state(np.random.default_rng(child), random.Random(state))
-        changed = pipeline(volume=image, mask3d=label)
-        return changed["volume"], changed["mask3d"]
+        # Not seed.spawn, which counts its calls: the same seed would give something else the second time.
+        streams = [np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, index)) for index in range(3)]
+        cut = self._cut_volume if self._slices is None else self._cut_slices
+        return cut(case, location, streams)
 
-    def _pipeline(self) -> A.Compose:
-        if not hasattr(self._local, "pipeline"):
-            config = self._config
-            transforms: list[A.BasicTransform] = [
-                Flip(p=float(config.flip)),
-                Blur(spacing_mm=self._spacing_mm, p=config.blur_share),
-                Noise(p=config.noise_share),
-                Gamma(p=config.gamma_share),
-                BrightnessContrast(p=config.brightness_contrast_share),
-            ]
-            self._local.pipeline = A.Compose([transform for transform in transforms if transform.p > 0])
-        return self._local.pipeline
+    def _cut_volume(
+        self, case: PreparedCase, location: PatchLocation, streams: Sequence[np.random.SeedSequence]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        config, plan = self._config, self._plan
+        rng = np.random.default_rng(streams[_MOVE])
+        symmetry = draw_symmetry(rng, self._orders, flip=config.flip)
+        if rng.random() < config.affine_share:
+            matrix = draw_matrix(rng, plan.spacing_mm, degrees=config.rotation_degrees, scale=config.scale)
+            warp = Warp.around(location.start, plan.patch_size, matrix, location.held)
+            channels = warp.image(_planar(read_patch(case.image(), warp.first, warp.box)))
+            label = warp.label(read_patch(case.label(), warp.first, warp.box))
+        else:
+            channels = _planar(read_patch(case.image(), location.start, plan.patch_size))
+            label = read_patch(case.label(), location.start, plan.patch_size)
+        self._paste(channels, label, streams)
+        change_intensities(channels, config, plan.spacing_mm, np.random.default_rng(streams[_CHANGE]))
+        image = np.empty((*plan.patch_size, len(channels)), np.float32)
+        for index, channel in enumerate(channels):
+            image[..., index] = symmetry.apply(channel)
+        return image, np.ascontiguousarray(symmetry.apply(label))
+
+    def _cut_slices(
+        self, case: PreparedCase, location: PatchLocation, streams: Sequence[np.random.SeedSequence]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        plan, axis, slices = self._plan, self._plan.slice_axis, self._slices
+        if axis is None or slices is None:
+            raise ValueError("expected a plan of a 2D model")
+        seen = [own for own in range(3) if own != axis]
+        size, first = list(slices.source_size), [location.start[own] for own in seen]
+        for place, own in enumerate(seen):
+            first[place] -= (size[place] - plan.patch_size[own]) // 2
+        size.insert(axis, plan.slices)
+        first.insert(axis, location.start[axis] - plan.slices // 2)
+        image = np.moveaxis(read_patch(case.image(), first, size), axis, 2)  # [rows, columns, slices, channels]
+        label = np.ascontiguousarray(np.moveaxis(read_patch(case.label(), first, size), axis, 2))
+        flat = np.ascontiguousarray(image.reshape(*image.shape[:2], -1))
+        flat, label = slices.move(flat, label, streams[_MOVE], keep=location.held is not None)
+        image = flat.reshape(*flat.shape[:2], plan.slices, plan.channels)
+        # The paster works on the scan's own axes; both are views, so it writes to these arrays.
+        self._paste(np.moveaxis(np.moveaxis(image, 2, axis), -1, 0), np.moveaxis(label, 2, axis), streams)
+        seeds = [
+            np.random.SeedSequence(streams[_CHANGE].entropy, spawn_key=(*streams[_CHANGE].spawn_key, index))
+            for index in range(plan.channels)
+        ]
+        for index, seed in enumerate(seeds):
+            image[..., index] = slices.change(np.ascontiguousarray(image[..., index]), seed)
+        image = network_input(np.moveaxis(image, 2, axis), plan)
+        return np.ascontiguousarray(image), np.ascontiguousarray(label[..., plan.slices // 2])
+
+    def _paste(self, channels: np.ndarray, label: np.ndarray, streams: Sequence[np.random.SeedSequence]) -> None:
+        rng = np.random.default_rng(streams[_PASTE])
+        if self._paster is not None and rng.random() < self._config.copy_paste_share:
+            self._paster.paste(channels, label, rng)
+
+
+def _planar(image: np.ndarray) -> np.ndarray:
+    """[x, y, z, channels] as [channels, x, y, z], C-ordered: a channel is worked on in one piece."""
+    flat = image.reshape(-1, image.shape[2], image.shape[3])
+    if image.shape[3] == 1:
+        return flat.reshape(1, *image.shape[:3])
+    planar = np.empty((image.shape[3], *flat.shape[:2]), np.float32)
+    cv2.split(flat, list(planar))
+    return planar.reshape(-1, *image.shape[:3])

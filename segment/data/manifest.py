@@ -1,4 +1,7 @@
-"""The CSV manifest: one row a case, with the columns `case`, `patient` (optional), one a channel, and `label`."""
+"""The CSV manifest: one row a case, with the columns `case`, `patient` (optional), one a channel, and `label`.
+
+Columns are divided by commas, or by semicolons, as spreadsheets write them where the comma is the decimal sign.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,10 @@ def read_manifest(path: Path, *, with_label: bool) -> tuple[list[Case], tuple[st
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
-            table = [
-                (number, row) for number, row in enumerate(csv.reader(handle), start=1) if any(map(str.strip, row))
-            ]
+            first = handle.readline()
+            handle.seek(0)
+            reader = csv.reader(handle, delimiter=";" if ";" in first and "," not in first else ",")
+            table = [(number, row) for number, row in enumerate(reader, start=1) if any(map(str.strip, row))]
     except OSError as cause:
         raise InputError(f"cannot read manifest {path}: {cause.strerror or cause}") from cause
     except (UnicodeDecodeError, csv.Error) as cause:

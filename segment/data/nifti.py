@@ -13,7 +13,8 @@ import math
 import os
 import stat
 import zlib
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -37,8 +38,8 @@ class ScanError(InputError):
     """A file that cannot be used as a scan or a label.
 
     Attributes:
-        kind: missing, unreadable, truncated, header, data_type, dimensions, affine, too_large, non_finite, label_values
-            or grid.
+        kind: missing, unreadable, truncated, header, data_type, dimensions, channels, affine, too_large, non_finite,
+            label_values or grid.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -46,18 +47,38 @@ class ScanError(InputError):
         self.kind = kind
 
 
-def read_nifti(path: Path) -> tuple[np.ndarray, nib.Nifti1Header]:
+def read_nifti(path: Path, *, volume: int | None = None) -> tuple[np.ndarray, nib.Nifti1Header]:
     """Reads a .nii or .nii.gz file; whether it is compressed is told from its first bytes.
 
+    Args:
+        path: The file.
+        volume: Read only this one of the volumes [x, y, z] that the file holds, counted from 0; None reads all.
+
     Returns:
-        values: float32 in the file's own axis order, column-major, all dimensions of the header, with slope and
-            intercept applied (in float64). May hold NaN and infinity.
+        values: float32 in the file's own axis order, column-major, all dimensions of the header (the first three with
+            `volume`), with slope and intercept applied (in float64). May hold NaN and infinity.
         header: nibabel's, NIfTI-1 or NIfTI-2 as the file; repaired where nibabel repairs.
 
     Raises:
         ScanError: It is missing, not a file, not NIfTI, truncated, damaged, of a type that is no single number a voxel,
-            or larger than `MAX_VOXELS`. Memory stays below that of the voxels that the file really holds and one block.
+            larger than `MAX_VOXELS`, or does not hold the volume. Memory stays below that of the voxels that are asked
+            for and the file really holds, and one block.
     """
+    with _opened(path) as (stream, capacity):
+        return _read_stream(stream, path, capacity, volume)
+
+
+def read_shape(path: Path) -> tuple[int, ...]:
+    """The shape that a file's header gives, at least 3 axes. Raises ScanError as `read_nifti`, voxels are not read."""
+    with _opened(path) as (stream, _):
+        header = _read_header(stream, path)
+        shape = tuple(int(length) for length in header["dim"][1 : 1 + int(header["dim"][0])])
+        return shape + (1,) * (3 - len(shape))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, int]]:
+    """The decompressed bytes, and how many there can be at most; what goes wrong within ends as a ScanError."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -67,9 +88,10 @@ def read_nifti(path: Path) -> tuple[np.ndarray, nib.Nifti1Header]:
             raw.seek(0)
             capacity = status.st_size * (DEFLATE_RATIO if compressed else 1)
             if not compressed:
-                return _read_stream(raw, path, capacity)
-            with gzip.GzipFile(fileobj=raw) as stream:
-                return _read_stream(stream, path, capacity)
+                yield raw, capacity
+            else:
+                with gzip.GzipFile(fileobj=raw) as stream:
+                    yield stream, capacity
     except FileNotFoundError as cause:
         what = "a link to a file that does not exist" if os.path.islink(path) else "no such file"
         raise ScanError("missing", f"{path}: {what}; check the path") from cause
@@ -91,7 +113,9 @@ def _kind_of(mode: int) -> str:
     return "a folder" if stat.S_ISDIR(mode) else "a device or pipe"
 
 
-def _read_stream(stream: io.BufferedIOBase, path: Path, capacity: int) -> tuple[np.ndarray, nib.Nifti1Header]:
+def _read_stream(
+    stream: io.BufferedIOBase, path: Path, capacity: int, volume: int | None
+) -> tuple[np.ndarray, nib.Nifti1Header]:
     header = _read_header(stream, path)
     shape = tuple(int(length) for length in header["dim"][1 : 1 + int(header["dim"][0])])
     voxels = math.prod(shape)
@@ -106,19 +130,24 @@ def _read_stream(stream: io.BufferedIOBase, path: Path, capacity: int) -> tuple[
             "truncated",
             f"{path}: the header promises {promised} bytes, the file can hold {capacity}; copy or export it again",
         )
+    if volume is not None:
+        shape = (*shape, 1, 1)[:3]
+        if volume >= voxels // math.prod(shape):
+            found = f"{voxels // math.prod(shape)} in it"
+            raise ScanError("channels", f"{path}: expected at least {volume + 1} volumes (4D), found {found}")
+        voxels = math.prod(shape)
+        offset += volume * voxels * header.get_data_dtype().itemsize
     stream.seek(offset)
     values = _read_voxels(stream, header, voxels, path)
     if isinstance(stream, gzip.GzipFile):
-        _require_checksum(stream, path)
+        _require_checksum(stream, path, promised)
     return values.reshape(shape, order="F"), header
 
 
-def _require_checksum(stream: gzip.GzipFile, path: Path) -> None:
+def _require_checksum(stream: gzip.GzipFile, path: Path, promised: int) -> None:
     """Reads on to the end, where gzip compares its checksum: damaged data may well decompress, to other voxels."""
-    surplus = 0
-    while block := stream.read(BLOCK_VOXELS):
-        surplus += len(block)
-        if surplus > MAX_SURPLUS:
+    while stream.read(BLOCK_VOXELS):
+        if stream.tell() > promised + MAX_SURPLUS:
             raise ScanError("unreadable", f"{path}: holds far more data than its header promises; export it again")
 
 

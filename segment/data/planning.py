@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,10 @@ class Plan:
         residual: Residual blocks.
         deep_supervision: Outputs at the coarser levels too.
         foreground_share: Share of voxels that are foreground, in [0, 1]; the source of the output bias.
+        softmax: The classes exclude each other: the background is an output of its own, the first. Else each class is a
+            sigmoid of its own.
+        distance_head: A last output predicts the signed distance to the lesions, for training only.
+        slices: Slices that a 2D model sees as channels, its own in the middle: odd; 1 in 3D.
     """
 
     channel_names: tuple[str, ...]
@@ -48,6 +52,9 @@ class Plan:
     residual: bool
     deep_supervision: bool
     foreground_share: float
+    softmax: bool = False
+    distance_head: bool = False
+    slices: int = 1
 
     @property
     def dimensions(self) -> int:
@@ -56,13 +63,23 @@ class Plan:
 
     @property
     def channels(self) -> int:
-        """Number of input channels."""
+        """Number of channels of a scan."""
         return len(self.channel_names)
 
     @property
+    def network_channels(self) -> int:
+        """Number of the network's input channels: every channel of every slice that it sees."""
+        return self.channels * self.slices
+
+    @property
     def classes(self) -> int:
-        """Number of foreground classes, which is the number of output channels."""
+        """Number of foreground classes."""
         return len(self.label_values)
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the network's logits: the foreground classes, and with softmax the background before them."""
+        return self.classes + 1 if self.softmax else self.classes
 
     @property
     def slice_axis(self) -> int | None:
@@ -83,7 +100,9 @@ class Plan:
         if not isinstance(values, dict):
             raise InputError(f"plan: expected a mapping, found {type(values).__name__}")
         names = [field.name for field in fields(Plan)]
-        wrong = sorted(set(names) ^ set(values))
+        # Plans of networks without them need not say so.
+        optional = {field.name for field in fields(Plan) if field.default is not MISSING}
+        wrong = sorted(set(names) ^ (set(values) | optional))
         if wrong:
             what = "is missing" if wrong[0] in names else "is unknown"
             raise InputError(
@@ -112,6 +131,9 @@ def _parse(values: dict[str, Any]) -> Plan:
         residual=bool(values["residual"]),
         deep_supervision=bool(values["deep_supervision"]),
         foreground_share=float(values["foreground_share"]),
+        softmax=bool(values.get("softmax", False)),
+        distance_head=bool(values.get("distance_head", False)),
+        slices=int(values.get("slices", 1)),
     )
 
 
@@ -125,6 +147,8 @@ def _check(plan: Plan) -> None:
     lengths = {len(entry) for entry in (*plan.strides, *plan.kernels)}
     if lengths not in ({2}, {3}):
         raise InputError(f"plan: expected 2 or 3 values in every stride and kernel, found {sorted(lengths)}")
+    if plan.slices < 1 or plan.slices % 2 == 0 or (plan.dimensions == 3 and plan.slices != 1):
+        raise InputError(f"plan: expected an odd number of slices, and 1 in 3D, found {plan.slices}")
     total = _total_stride(plan)
     if any(size < 1 or size % step for size, step in zip(plan.patch_size, total, strict=True)):
         raise InputError(f"plan: patch_size {plan.patch_size} is not a multiple of the total stride {total}")
@@ -148,6 +172,23 @@ def with_slice_axis(values: Sequence[int], slice_axis: int | None) -> tuple[int,
     return tuple(full)
 
 
+def network_input(volume: np.ndarray, plan: Plan) -> np.ndarray:
+    """Arranges patches as the network takes them: the slices of a 2D model become channels.
+
+    Args:
+        volume: [..., x, y, z, channels] with `plan.slices` voxels along the slice axis of a 2D plan.
+        plan: Dimensions and slices.
+
+    Returns:
+        [..., x, y, z, channels] in 3D, a view of [..., *the two other axes, slices * channels] in 2D where strides
+        allow, else a copy: all channels of the first slice, then of the second, and so on.
+    """
+    if plan.slice_axis is None:
+        return volume
+    moved = np.moveaxis(volume, plan.slice_axis - 4, -2)
+    return moved.reshape(*moved.shape[:-2], plan.network_channels)
+
+
 def make_plan(dataset: Dataset, fingerprint: Fingerprint, config: Config) -> Plan:
     """Plans what the configuration leaves open (null) and checks that the rest fits together.
 
@@ -156,7 +197,7 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, config: Config) -> Pla
     Args:
         dataset: Names the channels and the label values.
         fingerprint: The dataset's figures.
-        config: `config.data` and `config.model` are used.
+        config: `config.data` and `config.model` are used, and of `config.loss` what the outputs depend on.
     """
     model = config.model
     spacing = config.data.spacing_mm or fingerprint.spacing_mm
@@ -181,6 +222,9 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, config: Config) -> Pla
         residual=model.residual,
         deep_supervision=model.deep_supervision,
         foreground_share=fingerprint.foreground_share,
+        softmax=config.loss.softmax,
+        distance_head="predicted_distance" in config.loss.maps,
+        slices=model.slices,
     )
 
 

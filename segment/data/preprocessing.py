@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,23 +67,35 @@ def to_network(scan: Scan, plan: Plan) -> tuple[np.ndarray, np.ndarray | None, P
             f"case {scan.case_id}: expected {plan.channels} channels {list(plan.channel_names)}, "
             f"found {scan.image.shape[-1]}"
         )
-    image = to_canonical(scan.image, scan.grid.affine)
-    crop = nonzero_box(image)
-    spacing = canonical_spacing(scan.grid)
-    shape = network_shape([stop - start for start, stop in crop], spacing, plan.spacing_mm)
-    placement = Placement(grid=scan.grid, crop=crop, shape=shape)
-    image = image[placement.crop_slices]
-    orders = spline_orders(spacing, plan.spacing_mm)
+    placement = place(scan, plan.spacing_mm)
+    shape = placement.shape
+    image = to_canonical(scan.image, scan.grid.affine)[placement.crop_slices]
+    orders = spline_orders(canonical_spacing(scan.grid), plan.spacing_mm)
     result = np.empty((*shape, plan.channels), np.float32)
     for channel in range(plan.channels):  # one at a time: a spline needs several copies of what it works on
         own = image[..., channel]
         inside = resample_nearest(inside_mask(own), shape)
-        result[..., channel] = normalise(resample(own, shape, orders), inside, plan.normalization)
-    label = None
-    if scan.label is not None:
-        cropped = to_canonical(scan.label, scan.grid.affine)[placement.crop_slices]
-        label = np.ascontiguousarray(resample_nearest(cropped, shape), np.uint8)
+        normalise(resample(own, shape, orders), inside, plan.normalization, out=result[..., channel])
+    label = None if scan.label is None else label_to_network(scan.label, placement)
     return result, label, placement
+
+
+def place(scan: Scan, spacing_mm: Sequence[float]) -> Placement:
+    """Where a scan lies on the network's grid: its non-zero box, in voxels of the target spacing (canonical axes)."""
+    crop = nonzero_box(to_canonical(scan.image, scan.grid.affine))
+    shape = network_shape([stop - start for start, stop in crop], canonical_spacing(scan.grid), spacing_mm)
+    return Placement(grid=scan.grid, crop=crop, shape=shape)
+
+
+def label_to_network(label: np.ndarray, placement: Placement) -> np.ndarray:
+    """uint8 [x, y, z] of `placement.shape`: the label at the voxel in which each new centre lies.
+
+    Args:
+        label: uint8 [X, Y, Z] on the scan's own grid.
+        placement: The scan's.
+    """
+    cropped = to_canonical(label, placement.grid.affine)[placement.crop_slices]
+    return np.ascontiguousarray(resample_nearest(cropped, placement.shape), np.uint8)
 
 
 def to_original(probabilities: np.ndarray, placement: Placement) -> np.ndarray:
@@ -166,8 +179,9 @@ def prepare_cases(cases: Sequence[Case], plan: Plan, *, cache_dir: Path, workers
 def _remove_leftovers(cache_dir: Path) -> None:
     """Removes what killed runs left half written; a running one renames its folder long before this age."""
     for folder in cache_dir.glob(".tmp-*"):
-        if folder.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another run may rename its own between the listing and the look at it
+            if folder.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _prepare(case: Case, plan: Plan, cache_dir: Path) -> PreparedCase:
@@ -187,7 +201,7 @@ def _prepare(case: Case, plan: Plan, cache_dir: Path) -> PreparedCase:
 
 def _key(case: Case, plan: Plan) -> str:
     """SHA-256 of the content of the files and of every setting that the prepared case depends on."""
-    paths = [*case.image_paths, *([case.label_path] if case.label_path else [])]
+    paths = [*dict.fromkeys(case.image_paths), *([case.label_path] if case.label_path else [])]
     try:
         files = [sha256_of(path) for path in paths]
     except OSError as cause:
@@ -195,6 +209,7 @@ def _key(case: Case, plan: Plan) -> str:
     settings = {
         "format": FORMAT,
         "files": files,
+        "volumes": case.image_volumes,
         "spacing_mm": plan.spacing_mm,
         "normalization": plan.normalization,
         "values": list(plan.label_values.values()),

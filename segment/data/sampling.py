@@ -23,10 +23,24 @@ class PatchLocation:
     Attributes:
         case: Index of the prepared case.
         start: Network voxel of the patch's first corner; negative where the patch is larger than the volume.
+        held: Start and stop per axis of what the patch was placed to hold: the box of a lesion, or one voxel of a
+            lesion that is too large; None for a random place.
     """
 
     case: int
     start: tuple[int, int, int]
+    held: tuple[tuple[int, int], ...] | None
+
+
+def size_bins(volume_mm3: np.ndarray, bin_edges_mm3: Sequence[float]) -> dict[int, np.ndarray]:
+    """Groups lesions by size: number of the bin, 0 for the smallest -> rising indices; bins without any are left out.
+
+    Args:
+        volume_mm3: float64 [lesions].
+        bin_edges_mm3: Rising edges; (10, 50) makes (0, 10], (10, 50] and above.
+    """
+    bins = np.searchsorted(np.asarray(bin_edges_mm3, float) * (1 + EDGE_TOLERANCE), volume_mm3)
+    return {int(number): np.flatnonzero(bins == number) for number in np.unique(bins)}
 
 
 class PatchSampler:
@@ -47,8 +61,7 @@ class PatchSampler:
         self._case = np.repeat(np.arange(len(prepared)), sizes)
         self._lesion = np.concatenate([np.arange(size) for size in sizes])
         volumes = np.concatenate([case.lesions.volume_mm3 for case in prepared])
-        bins = np.searchsorted(np.asarray(bin_edges_mm3, float) * (1 + EDGE_TOLERANCE), volumes)
-        self._bins = [np.flatnonzero(bins == index) for index in np.unique(bins)]
+        self._bins = list(size_bins(volumes, bin_edges_mm3).values())
 
     @property
     def has_lesions(self) -> bool:
@@ -72,17 +85,20 @@ class PatchSampler:
             members = self._bins[rng.integers(len(self._bins))]
             drawn = members[rng.integers(len(members))]
             case = int(self._case[drawn])
-            low, high = self._around(rng, self._prepared[case], int(self._lesion[drawn]))
+            low, high, held = self._around(rng, self._prepared[case], int(self._lesion[drawn]))
         else:
+            held = None
             case = int(rng.integers(len(self._prepared)))
             low, high = np.full(3, np.iinfo(np.int64).min), np.full(3, np.iinfo(np.int64).max)
         room = np.array(self._prepared[case].shape, np.int64) - self._patch
         # A patch that fits does not reach out of the volume; a larger one (room < 0) holds all of it.
         first, last = np.minimum(room, 0), np.maximum(room, 0)
         x, y, z = (int(start) for start in rng.integers(np.clip(low, first, last), np.clip(high, first, last) + 1))
-        return PatchLocation(case, (x, y, z))
+        return PatchLocation(case, (x, y, z), held)
 
-    def _around(self, rng: np.random.Generator, case: PreparedCase, lesion: int) -> tuple[np.ndarray, np.ndarray]:
+    def _around(
+        self, rng: np.random.Generator, case: PreparedCase, lesion: int
+    ) -> tuple[np.ndarray, np.ndarray, tuple[tuple[int, int], ...]]:
         """First and last start per axis of patches that hold a lesion, or a voxel of it where it does not fit."""
         start, stop = case.lesions.box[lesion].T
         low, high = stop - self._patch, start
@@ -93,7 +109,8 @@ class PatchSampler:
             too_large = low > high
             low = np.where(too_large, voxel - self._patch + 1 + margin, low)
             high = np.where(too_large, voxel - margin, high)
-        return low, high
+            start, stop = np.where(too_large, voxel, start), np.where(too_large, voxel + 1, stop)
+        return low, high, tuple(zip(start.tolist(), stop.tolist(), strict=True))
 
 
 def read_patch(volume: np.ndarray, start: Sequence[int], patch_size: Sequence[int]) -> np.ndarray:

@@ -5,18 +5,18 @@ A file's grid is nibabel's: the sform where its code is above 0, else the qform,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
+from segment.data.grid import Grid as Grid
 from segment.data.nifti import ScanError, read_nifti, write_nifti
 from segment.data.orientation import from_canonical as from_canonical
 from segment.data.orientation import to_canonical as to_canonical
 
-AFFINE_TOLERANCE = 1e-3  # mm; headers that went through float32 or quaternions differ by less
-AFFINE_RELATIVE_TOLERANCE = 1e-6  # float32 rounding of far-off origins
 SPACING_RANGE_MM = (1e-6, 1e6)  # a nanometre to a kilometre: outside it, the bytes are no voxel size
 LABEL_TOLERANCE = 1e-3  # a label stored through slope and intercept may miss its integer by rounding
 
@@ -30,50 +30,15 @@ class Case:
         patient_id: Cases of one patient never fall on both sides of a split.
         image_paths: One a channel, in the order of the dataset's channels.
         label_path: None where there is no label.
+        image_volumes: For channels that are volumes of 4D files: which volume of its file each one is, from 0; a file
+            that several channels name must hold these and no others. Empty: every file is one 3D channel.
     """
 
     case_id: str
     patient_id: str
     image_paths: tuple[Path, ...]
     label_path: Path | None
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """Where the voxels of a file lie.
-
-    Attributes:
-        shape: Voxels per axis, in the file's own order.
-        affine: float64 [4, 4], voxel index -> world mm (x to the right, y to the front, z up).
-    """
-
-    shape: tuple[int, int, int]
-    affine: np.ndarray
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Distance of neighbouring voxels per axis: the column norms, right for oblique and flipped affines too."""
-        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return float(x), float(y), float(z)
-
-    @property
-    def voxel_mm3(self) -> float:
-        """Volume of a voxel, also where the axes are sheared."""
-        return float(abs(np.linalg.det(self.affine[:3, :3])))
-
-    def matches(self, other: Grid) -> bool:
-        """Whether both have the same shape and their voxels lie in the same places, up to rounding in headers."""
-        return self.shape == other.shape and np.allclose(
-            self.affine, other.affine, rtol=AFFINE_RELATIVE_TOLERANCE, atol=AFFINE_TOLERANCE
-        )
-
-    def describe(self) -> str:
-        """Shape, spacing and origin in one short line, for messages."""
-        shape = "x".join(str(length) for length in self.shape)
-        spacing = "x".join(f"{length:.4g}" for length in self.spacing_mm)
-        origin = ", ".join(f"{value:.2f}" for value in self.affine[:3, 3])
-        axes = "".join(nib.aff2axcodes(self.affine))
-        return f"{shape} voxels of {spacing} mm, axes {axes}, origin ({origin})"
+    image_volumes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +47,7 @@ class Scan:
 
     Attributes:
         case_id: The case's id.
-        image: float32 [x, y, z, channels], finite, slope and intercept applied.
+        image: float32 [x, y, z, channels], finite, slope and intercept applied; column-major where it was read.
         label: uint8 [x, y, z], or None.
         grid: The grid of all channels and the label.
         header: Of the first channel; carries qform, sform, their codes and the units into the files that are written.
@@ -116,11 +81,49 @@ def read_volume(path: Path) -> tuple[np.ndarray, Grid, nib.Nifti1Header]:
             infinity.
     """
     values, grid, header = load_volume(path)
+    _require_finite(values, path)
+    return values, grid, header
+
+
+class ChannelReader:
+    """Reads the channels of one case. A file that several channels lie in is read once and kept until the next file."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self._path: Path | None = None
+        self._volumes = np.zeros(0, np.float32)
+        self._header = nib.Nifti1Header()
+
+    def load(self, index: int) -> tuple[np.ndarray, Grid, nib.Nifti1Header]:
+        """As `load_volume`, of one channel by its number; ScanError `channels` for a wrong number of volumes."""
+        case = self._case
+        path = case.image_paths[index]
+        if not case.image_volumes:
+            return load_volume(path)
+        volume, sharing = case.image_volumes[index], case.image_paths.count(path)
+        if sharing == 1:
+            values, header = read_nifti(path, volume=volume)
+            return values, _grid_of(header, values.shape, path), header
+        if self._path != path:
+            self._path, self._volumes = None, np.zeros(0, np.float32)  # the last file goes before the next comes
+            values, self._header = read_nifti(path)
+            found = (*values.shape, 1, 1)
+            count = math.prod(found[3:])
+            if count != sharing:
+                shape = "x".join(map(str, values.shape))
+                raise ScanError(
+                    "channels", f"{path}: expected {sharing} channels as the last axis (4D), found shape {shape}"
+                )
+            self._volumes, self._path = values.reshape((*found[:3], count), order="F"), path
+        values = self._volumes[..., volume]
+        return values, _grid_of(self._header, values.shape, path), self._header
+
+
+def _require_finite(values: np.ndarray, path: Path) -> None:
     unusable = values.size - int(np.count_nonzero(np.isfinite(values)))
     if unusable:
         found = f"NaN or infinity in {unusable} of {values.size} voxels"
         raise ScanError("non_finite", f"{path}: expected finite values, found {found}; repair or leave out the case")
-    return values, grid, header
 
 
 def read_scan(case: Case, *, with_label: bool) -> Scan:
@@ -137,13 +140,18 @@ def read_scan(case: Case, *, with_label: bool) -> Scan:
 
 
 def _read_scan(case: Case, with_label: bool) -> Scan:
-    first, grid, header = read_volume(case.image_paths[0])
+    reader = ChannelReader(case)
+    values, grid, header = reader.load(0)
     image = np.empty((*grid.shape, len(case.image_paths)), np.float32)
-    image[..., 0] = first
-    for index, path in enumerate(case.image_paths[1:], start=1):
-        values, found, _ = read_volume(path)
+    found = grid
+    for index, path in enumerate(case.image_paths):
+        if index:
+            del values  # one channel at a time beside the image
+            values, found, _ = reader.load(index)
+        _require_finite(values, path)
         require_same_grid(grid, case.image_paths[0], found, path)
         image[..., index] = values
+    del reader, values
     label = None
     if with_label:
         if case.label_path is None:
@@ -175,7 +183,9 @@ def read_mask(path: Path) -> tuple[np.ndarray, Grid]:
     """
     values, grid, _ = read_volume(path)
     rounded = np.rint(values)
-    strange = (np.abs(values - rounded) > LABEL_TOLERANCE) | (rounded < 0) | (rounded > 255)
+    strange = (rounded < 0) | (rounded > 255)
+    difference = np.subtract(values, rounded)
+    strange |= np.abs(difference, out=difference) > LABEL_TOLERANCE
     if strange.any():
         example = float(values[strange][0])
         raise ScanError(

@@ -16,6 +16,7 @@ from segment.evaluation.lesion_map import lesion_map, write_lesion_map
 from segment.evaluation.lesions import class_mask
 from segment.evaluation.metrics import CaseResult, measure
 from segment.evaluation.pictures import CasePictures
+from segment.evaluation.report_sections import Section, SectionPlan, draw_section
 from segment.files import sha256_of
 
 
@@ -50,12 +51,22 @@ class CaseJob:
 
 @dataclass(frozen=True)
 class CaseOutcome:
-    """A result for each class and the SHA-256 of what was read by role and name; or why there is no result."""
+    """A result for each class and the SHA-256 of what was read by role and name; or why there is no result.
+
+    `error` is None where there is one; else `kind` is that of a `ScanError`, `memory`, `ended` or `evaluate`, and
+    `path` the file that is to blame.
+    """
 
     case_id: str
     results: tuple[CaseResult, ...]
     inputs: Mapping[str, str]
     error: str | None
+    kind: str = ""
+    path: str = ""
+
+    def failure(self) -> dict[str, str]:
+        """The row in failures.csv."""
+        return {"case": self.case_id, "path": self.path, "kind": self.kind, "message": str(self.error)}
 
 
 def evaluate_files(job: CaseJob) -> CaseOutcome:
@@ -63,14 +74,17 @@ def evaluate_files(job: CaseJob) -> CaseOutcome:
     try:
         return _evaluate(job)
     except MemoryError:
-        return failed(job, "not enough memory; use fewer workers")
+        return failed(job, "not enough memory; use fewer workers", kind="memory")
     except (InputError, OSError) as cause:
-        return failed(job, str(cause))
+        return failed(job, str(cause), kind=cause.kind if isinstance(cause, ScanError) else "evaluate")
 
 
-def failed(job: CaseJob, error: str) -> CaseOutcome:
-    """The outcome of a case that could not be evaluated."""
-    return CaseOutcome(job.case_id, (), {}, error)
+def failed(job: CaseJob, error: str, *, kind: str) -> CaseOutcome:
+    """The outcome of a case that could not be evaluated; its path is the file that the error names first."""
+    paths = [str(path) for path in (job.prediction, job.label, job.probability) if path is not None]
+    named = [path for path in paths if path in error]
+    path = min(named, key=error.index) if named else paths[0]
+    return CaseOutcome(job.case_id, (), {}, error, kind, path)
 
 
 def _evaluate(job: CaseJob) -> CaseOutcome:
@@ -153,6 +167,15 @@ def _probabilities(job: CaseJob, grid: Grid, classes: int) -> np.ndarray:
             f"{path}: expected the probabilities of {classes} class(es), found {values.shape[3]} channel(s)"
         )
     return values
+
+
+def draw_files(drawing: tuple[CaseJob, SectionPlan]) -> Section:
+    """Reads a case's files again and draws its section of the report; without pictures where memory is short."""
+    job, plan = drawing
+    try:
+        return draw_section(plan, case_pictures(job))
+    except MemoryError:
+        return draw_section(plan, None)
 
 
 def case_pictures(job: CaseJob) -> CasePictures:

@@ -14,6 +14,7 @@ from segment.evaluation.folders import FAILURE_COLUMNS, MAPS, Missing, find_jobs
 from segment.evaluation.lesion_map import write_colours
 from segment.evaluation.paired import LESION_COLUMNS, SIDES, compare_results, compared_lesions, headline
 from segment.evaluation.tables import csv_text
+from segment.evaluation.workers import Workers
 from segment.files import claim_folder, write_json, write_text
 
 
@@ -63,12 +64,13 @@ def compare_folders(
     }
     _require_same_cases(folders, {side: {job.case_id for job in jobs[side]} for side in SIDES})
     claim_folder(output, force=force)
-    outcomes = {side: run_jobs(jobs[side], workers=workers) for side in SIDES}
-    bad = _write_failures(folders, outcomes, output)
-    kept = {side: [outcome for outcome in outcomes[side] if outcome.case_id not in bad] for side in SIDES}
-    for side in SIDES:
-        write_colours(output / side / MAPS)
-        report_outcomes(jobs[side], kept[side], output / side, config=config, seed=seed, language=language)
+    with Workers(min(workers, len(jobs["first"]))) as pool:
+        outcomes = {side: run_jobs(jobs[side], pool) for side in SIDES}
+        bad = _write_failures(folders, outcomes, output)
+        kept = {side: [outcome for outcome in outcomes[side] if outcome.case_id not in bad] for side in SIDES}
+        for side in SIDES:
+            write_colours(output / side / MAPS)
+            report_outcomes(jobs[side], kept[side], output / side, pool, config=config, seed=seed, language=language)
     results = [[result for outcome in kept[side] for result in outcome.results] for side in SIDES]
     comparison = compare_results(*results, names=(str(first), str(second)), config=config, seed=seed)
     comparison["left_out"] = bad
@@ -93,16 +95,17 @@ def _write_failures(
 ) -> list[str]:
     """Writes failures.csv and returns the cases that failed on either side; InputError when that is all of them."""
     rows = [
-        {"case_id": outcome.case_id, "error": f"{folders[side]}: {outcome.error}"}
+        outcome.failure() | {"message": f"{folders[side]}: {outcome.error}"}
         for side in SIDES
         for outcome in outcomes[side]
         if outcome.error is not None
     ]
-    rows.sort(key=lambda row: row["case_id"])
+    rows.sort(key=lambda row: row["case"])
     write_text(output / "failures.csv", csv_text(FAILURE_COLUMNS, rows))
-    bad = sorted({row["case_id"] for row in rows})
+    bad = sorted({row["case"] for row in rows})
     if len(bad) == len(outcomes["first"]):
         raise InputError(
-            f"no case could be evaluated in both folders, see {output / 'failures.csv'}; the first: {rows[0]['error']}"
+            f"no case could be evaluated in both folders, see {output / 'failures.csv'}; "
+            f"the first: {rows[0]['message']}"
         )
     return bad

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from segment.config import EvaluationConfig
 from segment.data.nifti import ENDINGS
 from segment.errors import InputError
-from segment.evaluation.case_files import CaseJob, CaseOutcome, case_pictures, evaluate_files, failed
+from segment.evaluation.case_files import CaseJob, CaseOutcome, case_pictures, draw_files, evaluate_files, failed
 from segment.evaluation.class_values import ClassValues, find_class_values
 from segment.evaluation.lesion_map import write_colours
+from segment.evaluation.report_sections import Section, SectionPlan, draw_section
 from segment.evaluation.tables import csv_text, write_report
+from segment.evaluation.workers import Workers
 from segment.files import claim_folder, write_text
 from segment.progress import CONSOLE, progress_bar
 
 Missing = Literal["error", "empty"]
-FAILURE_COLUMNS = ("case_id", "error")
+FAILURE_COLUMNS = ("case", "path", "kind", "message")  # of an inference folder too
 MAPS = "lesion_maps"
 _NAMED = 3  # so many examples in a message
 _ENDED = "its process was ended from outside, perhaps for lack of memory; use fewer workers or a larger machine"
@@ -79,9 +78,10 @@ def evaluate_folders(
     )
     claim_folder(output, force=force)
     write_colours(output / MAPS)
-    outcomes = run_jobs(jobs, workers=workers)
-    write_failures(outcomes, output)
-    summary = report_outcomes(jobs, outcomes, output, config=config, seed=seed, language=language)
+    with Workers(min(workers, len(jobs))) as pool:
+        outcomes = run_jobs(jobs, pool)
+        write_failures(outcomes, output)
+        summary = report_outcomes(jobs, outcomes, output, pool, config=config, seed=seed, language=language)
     for note in summary["notes"]:
         CONSOLE.print(note, markup=False, soft_wrap=True)
     print(headline(summary, output))
@@ -194,45 +194,21 @@ def _image_of(case_id: str, images: Path | None, labels: Path) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def run_jobs(jobs: Sequence[CaseJob], *, workers: int) -> list[CaseOutcome]:
-    """The outcome of every job, in their order; one that fails does not stop the others.
-
-    With several workers each is a process of its own that holds one case at a time.
-    """
+def run_jobs(jobs: Sequence[CaseJob], pool: Workers) -> list[CaseOutcome]:
+    """The outcome of every job, in their order; one that fails does not stop the others."""
     with progress_bar("evaluate", len(jobs)) as bar:
-        if min(workers, len(jobs)) == 1:
-            return [_advanced(evaluate_files(job), bar.advance) for job in jobs]
-        outcomes = _run_in_processes(dict(enumerate(jobs)), min(workers, len(jobs)), bar.advance)
-        for index, job in enumerate(jobs):
-            if index in outcomes:
-                continue
-            # A process that is ended from outside takes its pool along; alone, only the case that is to blame fails.
-            alone = _run_in_processes({index: job}, 1, bar.advance)
-            outcomes[index] = alone.get(index) or _advanced(failed(job, _ENDED), bar.advance)
-    return [outcomes[index] for index in range(len(jobs))]
 
+        def done(outcome: CaseOutcome | None) -> None:
+            if outcome is not None and outcome.error is not None:
+                CONSOLE.print(f"case {outcome.case_id} failed: {outcome.error}", markup=False, soft_wrap=True)
+            bar.advance()
 
-def _run_in_processes(jobs: Mapping[int, CaseJob], workers: int, advance: Callable[[], None]) -> dict[int, CaseOutcome]:
-    """The outcomes by index, without those of the jobs that were left when a process was ended from outside."""
-    outcomes = {}
-    # Spawned rather than forked: a fork of a process with threads can hang.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    try:
-        futures = {pool.submit(evaluate_files, job): index for index, job in jobs.items()}
-        for future in as_completed(futures):
-            outcomes[futures[future]] = _advanced(future.result(), advance)
-    except BrokenProcessPool:
-        return outcomes
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return outcomes
-
-
-def _advanced(outcome: CaseOutcome, advance: Callable[[], None]) -> CaseOutcome:
-    if outcome.error is not None:
-        CONSOLE.print(f"case {outcome.case_id} failed: {outcome.error}", markup=False, soft_wrap=True)
-    advance()
-    return outcome
+        outcomes = pool.run(evaluate_files, jobs, done=done)
+        for index, outcome in enumerate(outcomes):
+            if outcome is None:
+                outcomes[index] = failed(jobs[index], _ENDED, kind="ended")
+                CONSOLE.print(f"case {jobs[index].case_id} failed: {_ENDED}", markup=False, soft_wrap=True)
+    return [outcome for outcome in outcomes if outcome is not None]
 
 
 def write_failures(outcomes: Sequence[CaseOutcome], output: Path) -> None:
@@ -241,12 +217,12 @@ def write_failures(outcomes: Sequence[CaseOutcome], output: Path) -> None:
     Raises:
         InputError: Every case failed.
     """
-    rows = [{"case_id": outcome.case_id, "error": outcome.error} for outcome in outcomes if outcome.error is not None]
+    rows = [outcome.failure() for outcome in outcomes if outcome.error is not None]
     write_text(output / "failures.csv", csv_text(FAILURE_COLUMNS, rows))
     if len(rows) == len(outcomes):
         raise InputError(
             f"none of {len(rows)} cases could be evaluated, see {output / 'failures.csv'}; "
-            f"the first: {rows[0]['error']}"
+            f"the first: {rows[0]['message']}"
         )
 
 
@@ -254,13 +230,21 @@ def report_outcomes(
     jobs: Sequence[CaseJob],
     outcomes: Sequence[CaseOutcome],
     output: Path,
+    pool: Workers,
     *,
     config: EvaluationConfig,
     seed: int,
     language: str,
 ) -> dict[str, Any]:
-    """Writes the report of the cases that have results and returns its summary."""
+    """Writes the report of the cases that have results and returns its summary; its pictures are drawn in `pool`."""
     by_case = {job.case_id: job for job in jobs}
+
+    def draw_all(plans: Sequence[SectionPlan]) -> list[Section]:
+        with progress_bar("report", len(plans)) as bar:
+            drawings = [(by_case[plan.case_id], plan) for plan in plans]
+            sections = pool.run(draw_files, drawings, done=lambda _: bar.advance())
+        return [section or draw_section(plan, None) for plan, section in zip(plans, sections, strict=True)]
+
     return write_report(
         [result for outcome in outcomes for result in outcome.results],
         output,
@@ -269,6 +253,7 @@ def report_outcomes(
         inputs={name: digest for outcome in outcomes for name, digest in outcome.inputs.items()},
         scans=lambda case_id: case_pictures(by_case[case_id]),
         language=language,
+        draw_all=draw_all,
     )
 
 

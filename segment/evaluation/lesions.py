@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import cc3d
 import numpy as np
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
@@ -24,6 +23,7 @@ IOU_TOLERANCE = 1e-9
 # order of the lesions nor the orientation of the image. Far above rounding, far below any difference of two IoUs.
 _PER_MATCH = 1e-11
 _BLOCK = 1 << 20  # voxels at a time
+_RUNS = 1 << 12  # runs of voxels at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,19 +63,71 @@ def find_components(mask: np.ndarray) -> Components:
     Nothing is dilated, filled or left out. Components are numbered by falling size, equal sizes by their place.
     An empty mask gives no component. The labels keep the memory layout of the mask.
     """
+    first, length = _runs(mask)
+    shape, order = mask.shape, common_order(mask, mask)
     raw, count = label_components(mask, connectivity=26)
+    del mask  # where nobody else holds it, the labels take its place
     if count == 0:
         empty = np.zeros((0, 3), np.int64)
-        return Components(np.zeros(mask.shape, np.uint16), np.zeros(0, np.int64), empty, empty, np.zeros((0, 3)))
-    statistics = cc3d.statistics(raw)
-    n_voxels = np.asarray(statistics["voxel_counts"][1:], np.int64)
-    boxes = np.array([[(side.start, side.stop) for side in box] for box in statistics["bounding_boxes"][1:]], np.int64)
-    centroid = np.asarray(statistics["centroids"][1:], np.float64)
-    order = np.lexsort((*centroid.T[::-1], *boxes[:, ::-1, 0].T, -n_voxels))
-    rank = np.zeros(count + 1, raw.dtype)
-    rank[order + 1] = np.arange(1, count + 1)
-    labels = look_up(rank, raw)
-    return Components(labels, n_voxels[order], boxes[order, :, 0], boxes[order, :, 1], centroid[order])
+        return Components(np.zeros(shape, np.uint16), np.zeros(0, np.int64), empty, empty, np.zeros((0, 3)))
+    number = np.asarray(raw, order=order).ravel(order="K")[first].astype(np.int64)
+    n_voxels, start, stop, centroid = _statistics(first, length, number - 1, shape, order, count)
+    by_size = np.lexsort((*centroid.T[::-1], *start.T[::-1], -n_voxels))
+    rank = np.zeros(count + 1, np.int64)
+    rank[by_size + 1] = np.arange(1, count + 1)
+    labels = np.zeros(shape, np.min_scalar_type(max(count, 256)), order=order)
+    _fill(labels.ravel(order="K"), first, length, rank[number])
+    return Components(labels, n_voxels[by_size], start[by_size], stop[by_size], centroid[by_size])
+
+
+def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The unbroken lines of true voxels along the axis that lies closest in memory.
+
+    Lesions are few voxels of many, and a line of them counts once: all that follows looks at nothing else.
+
+    Returns:
+        The place of each line's first voxel in the flat array, in memory order, and its length: int64 [runs] each.
+    """
+    flat = mask.ravel(order="K")
+    line = mask.shape[0 if common_order(mask, mask) == "F" else -1]
+    firsts, lengths = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for start in range(0, len(flat), _BLOCK):
+        inside = np.flatnonzero(flat[start : start + _BLOCK]) + start
+        begins = np.flatnonzero((np.diff(inside, prepend=-2) != 1) | (inside % line == 0))
+        firsts.append(inside[begins])
+        lengths.append(np.diff(begins, append=len(inside)))
+    return np.concatenate(firsts), np.concatenate(lengths)
+
+
+def _statistics(
+    first: np.ndarray,
+    length: np.ndarray,
+    index: np.ndarray,
+    shape: tuple[int, ...],
+    order: Literal["C", "F"],
+    count: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Voxels, first and one past the last voxel, centroid: of `count` components from their runs (`index` from 0)."""
+    n_voxels = np.bincount(index, weights=length, minlength=count)
+    start, stop = np.zeros((2, count, 3), np.int64)
+    centroid = np.zeros((count, 3))
+    fastest = 0 if order == "F" else 2
+    for axis, place in enumerate(np.unravel_index(first, shape, order=order)):
+        last = place + length - 1 if axis == fastest else place
+        start[:, axis] = shape[axis]
+        np.minimum.at(start[:, axis], index, place)
+        np.maximum.at(stop[:, axis], index, last + 1)
+        centroid[:, axis] = np.bincount(index, weights=(place + last) * length / 2, minlength=count) / n_voxels
+    return n_voxels.astype(np.int64), start, stop, centroid
+
+
+def _fill(flat: np.ndarray, first: np.ndarray, length: np.ndarray, values: np.ndarray) -> None:
+    """Writes a value into each run of a flat array."""
+    for start in range(0, len(first), _RUNS):
+        part = slice(start, start + _RUNS)
+        n = length[part]
+        inside = np.arange(n.sum()) + np.repeat(first[part] - (np.cumsum(n) - n), n)
+        flat[inside] = np.repeat(values[part], n)
 
 
 def look_up(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -84,7 +136,7 @@ def look_up(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
     source, target = labels.ravel(order="K"), values.ravel(order="K")
     for start in range(0, len(source), _BLOCK):
         block = slice(start, start + _BLOCK)
-        inside = np.flatnonzero(source[block])
+        inside = np.flatnonzero(source[block] != 0)
         target[block][inside] = table[source[block][inside]]
     return values
 
@@ -92,10 +144,13 @@ def look_up(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def find_overlaps(gt: Components, pred: Components) -> Overlaps:
     """The overlap table of two labelled masks of one shape: every pair of components with at least one shared voxel."""
     gt_labels, pred_labels = _flat_together(gt.labels, pred.labels)
-    shared = np.flatnonzero((gt_labels != 0) & (pred_labels != 0))
     width = len(pred) + 1
-    codes = gt_labels[shared].astype(np.int64) * width + pred_labels[shared]
-    pairs, n_shared = np.unique(codes, return_counts=True)
+    codes = [np.zeros(0, np.int64)]
+    for start in range(0, len(gt_labels), _BLOCK):
+        gt_block, pred_block = gt_labels[start : start + _BLOCK], pred_labels[start : start + _BLOCK]
+        shared = np.flatnonzero((gt_block != 0) & (pred_block != 0))
+        codes.append(gt_block[shared].astype(np.int64) * width + pred_block[shared])
+    pairs, n_shared = np.unique(np.concatenate(codes), return_counts=True)
     gt_index, pred_index = pairs // width - 1, pairs % width - 1
     union = gt.n_voxels[gt_index] + pred.n_voxels[pred_index] - n_shared
     return Overlaps(gt_index, pred_index, n_shared.astype(np.int64), n_shared / union)
@@ -157,7 +212,7 @@ def _flat_together(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, n
 def highest_inside(components: Components, values: np.ndarray) -> np.ndarray:
     """The greatest value of a float array [x, y, z] inside each component: float64 [n]."""
     labels, flat = _flat_together(components.labels, values)
-    inside = np.flatnonzero(labels)
+    inside = np.flatnonzero(labels != 0)
     highest = np.full(len(components), -np.inf)
     np.maximum.at(highest, labels[inside].astype(np.int64) - 1, flat[inside])
     return highest
@@ -196,6 +251,9 @@ def class_mask(mask: np.ndarray, values: Sequence[int]) -> np.ndarray:
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
     """The smallest box [x, y, z] that holds every voxel above 0 of a mask; None when there is none."""
+    if mask.flags.c_contiguous and not mask.flags.f_contiguous:
+        box = bounding_box(mask.T)  # the same looks, each along memory
+        return None if box is None else box[::-1]
     plane = np.asarray(mask.any(axis=2))
     if not plane.any():
         return None

@@ -94,7 +94,7 @@ def pair_lesions(
     """
     box, origin = union_box(label, prediction)
     order = common_order(label, prediction)
-    gt, pred = (find_components(class_mask(np.asarray(mask[box], order=order), values)) for mask in (label, prediction))
+    gt, pred = (find_components(np.asarray(class_mask(mask[box], values), order=order)) for mask in (label, prediction))
     gt_ignored = below(gt.n_voxels * voxel_mm3, min_lesion_mm3)
     kept = int((~below(pred.n_voxels * voxel_mm3, min_lesion_mm3)).sum())
     n_removed = len(pred) - kept

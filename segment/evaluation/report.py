@@ -9,10 +9,11 @@ from typing import Any
 from segment.evaluation.page import bin_name, page_labels, write_page
 from segment.evaluation.pictures import CasePictures
 from segment.evaluation.report_rows import CaseRow, LesionRow, case_anchors, case_table, lesion_table
-from segment.evaluation.report_sections import PICTURES_MIB, Sections, draw_sections
+from segment.evaluation.report_sections import PICTURES_MIB, Section, SectionPlan, draw_section, plan_sections
 from segment.evaluation.report_summary import charts, class_table, conventions, headline, provenance
 from segment.progress import progress_bar
 
+DrawAll = Callable[[Sequence[SectionPlan]], Sequence[Section]]
 LESION_ROWS = 5000  # some 250 bytes each; beyond this a browser sorts too slowly to be pleasant
 
 
@@ -24,6 +25,7 @@ def write_html(
     lesions: Sequence[Mapping[str, Any]],
     pictures: Callable[[str], CasePictures | None],
     language: str = "en",
+    draw_all: DrawAll | None = None,
 ) -> None:
     """Writes the report of an evaluation as one HTML file that opens from disk and loads nothing.
 
@@ -36,6 +38,8 @@ def write_html(
         lesions: the rows of lesions.csv.
         pictures: case id -> what to draw it from, None where there is nothing; called for one case after the other.
         language: `en` or `zh`, for labels.
+        draw_all: draws the sections of the cases that are pictured, for example in several processes; None draws one
+            after the other from `pictures`.
 
     Raises:
         InputError: The language is unknown or the file cannot be written.
@@ -44,25 +48,33 @@ def write_html(
     case_rows = case_table(cases)
     threshold = (summary.get("operating_point") or {}).get("threshold")
     lesion_rows = lesion_table(lesions, case_anchors(cases), threshold=threshold)
-    with progress_bar("report", len({row.case_id for row in case_rows})) as bar:
-        sections = draw_sections(
-            case_rows,
-            lesion_rows,
-            pictures,
-            language=language,
-            several_classes=len(summary["classes"]) > 1,
-            advance=bar.advance,
-        )
+    several = len(summary["classes"]) > 1
+    plans = plan_sections(case_rows, lesion_rows, language=language, several_classes=several)
+    drawn = iter((draw_all or _one_by_one(pictures))([plan for plan in plans if plan.pictured]))
+    sections = [next(drawn) if plan.pictured else draw_section(plan, None) for plan in plans]
     values = _head_values(summary, case_rows, lesion_rows, sections, labels)
     values |= _table_values(summary, case_rows, lesion_rows, sections, labels)
     write_page(path, "report.html", language=language, values=values)
+
+
+def _one_by_one(pictures: Callable[[str], CasePictures | None]) -> DrawAll:
+    def draw(plans: Sequence[SectionPlan]) -> list[Section]:
+        sections = []
+        with progress_bar("report", len(plans)) as bar:
+            for plan in plans:
+                # The arrays live within this call: one case in memory at a time.
+                sections.append(draw_section(plan, pictures(plan.case_id)))
+                bar.advance()
+        return sections
+
+    return draw
 
 
 def _head_values(
     summary: Mapping[str, Any],
     case_rows: Sequence[CaseRow],
     lesion_rows: Sequence[LesionRow],
-    sections: Sections,
+    sections: Sequence[Section],
     labels: Mapping[str, str],
 ) -> dict[str, Any]:
     """What stands above and below the tables: the headline, charts, conventions, galleries and case sections."""
@@ -76,7 +88,7 @@ def _head_values(
         "charts": charts(summary, case_rows, labels),
         "several_classes": len(summary["classes"]) > 1,
         "galleries": [_gallery(sections, lesion_rows, outcome, labels) for outcome in ("missed", "false_positive")],
-        "sections": sections.texts,
+        "sections": [section.text for section in sections],
     }
 
 
@@ -84,7 +96,7 @@ def _table_values(
     summary: Mapping[str, Any],
     case_rows: Sequence[CaseRow],
     lesion_rows: Sequence[LesionRow],
-    sections: Sections,
+    sections: Sequence[Section],
     labels: Mapping[str, str],
 ) -> dict[str, Any]:
     """What the two tables and the choices of their filters show."""
@@ -93,24 +105,26 @@ def _table_values(
         "statuses": [labels[f"status_{name}"] for name in summary["status"]],
         "lesion_rows": lesion_rows[:LESION_ROWS],
         "all_lesions": len(lesion_rows),
-        "pictured": {thumbnail.row.picture for thumbnail in sections.thumbnails},
+        "pictured": {thumbnail.row.picture for section in sections for thumbnail in section.thumbnails},
         "outcomes": [labels[name] for name in ("missed", "false_positive", "found", "ignored")],
         "size_bins": [bin_name(name) for name in summary["micro"]["recall_by_bin"]["iou10"]],
         "reasons": [labels[name] for name in sorted({row.reason for row in lesion_rows if row.reason})],
     }
 
 
-def _cap_note(sections: Sections, case_rows: Sequence[CaseRow], labels: Mapping[str, str]) -> list[str]:
+def _cap_note(sections: Sequence[Section], case_rows: Sequence[CaseRow], labels: Mapping[str, str]) -> list[str]:
     cases = len({row.case_id for row in case_rows})
-    if not 0 < sections.pictured_cases < cases:
+    pictured = sum(section.pictured for section in sections)
+    if not 0 < pictured < cases:
         return []
-    return [labels["cases_capped"].format(shown=sections.pictured_cases, all=cases, mib=PICTURES_MIB)]
+    return [labels["cases_capped"].format(shown=pictured, all=cases, mib=PICTURES_MIB)]
 
 
 def _gallery(
-    sections: Sections, lesion_rows: Sequence[LesionRow], outcome: str, labels: Mapping[str, str]
+    sections: Sequence[Section], lesion_rows: Sequence[LesionRow], outcome: str, labels: Mapping[str, str]
 ) -> dict[str, Any]:
-    shown = [thumbnail for thumbnail in sections.thumbnails if thumbnail.row.outcome == outcome]
+    thumbnails = [thumbnail for section in sections for thumbnail in section.thumbnails]
+    shown = [thumbnail for thumbnail in thumbnails if thumbnail.row.outcome == outcome]
     return {
         "anchor": "missed" if outcome == "missed" else "false-positives",
         "title": labels["gallery_missed" if outcome == "missed" else "gallery_fp"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,30 +57,45 @@ class Thumbnail:
 
 
 @dataclass(frozen=True)
-class Sections:
-    """The rendered sections in the order of the case table, and the lesions that have pictures."""
+class SectionPlan:
+    """What a case's section is drawn from, apart from its arrays, in any process.
 
-    texts: tuple[Markup, ...]
+    Attributes:
+        case_id: the case.
+        rows: its lines of the case table, one for each class.
+        lesions: its lines of the lesion table, in their order.
+        pictured: whether it is among the worst `PICTURED_CASES`; only these are loaded.
+        shared_by: how many cases share the cap on pictures.
+        language: of the labels.
+        several_classes: whether the rows need the names of their classes.
+    """
+
+    case_id: str
+    rows: tuple[CaseRow, ...]
+    lesions: tuple[LesionRow, ...]
+    pictured: bool
+    shared_by: int
+    language: str
+    several_classes: bool
+
+
+@dataclass(frozen=True)
+class Section:
+    """A rendered section, its thumbnails for the galleries, and whether it has any picture."""
+
+    text: Markup
     thumbnails: tuple[Thumbnail, ...]
-    pictured_cases: int
+    pictured: bool
 
 
-def draw_sections(
-    cases: Sequence[CaseRow],
-    lesions: Sequence[LesionRow],
-    pictures: Callable[[str], CasePictures | None],
-    *,
-    language: str,
-    several_classes: bool,
-    advance: Callable[[], None],
-) -> Sections:
-    """Draws every case's section, the worst first; only the worst `PICTURED_CASES` are loaded and pictured.
+def plan_sections(
+    cases: Sequence[CaseRow], lesions: Sequence[LesionRow], *, language: str, several_classes: bool
+) -> list[SectionPlan]:
+    """The sections in the order of the case table, the worst first.
 
     Args:
         cases: rows in the order of the table; a case of several classes has several rows.
         lesions: rows in the order of the table.
-        pictures: case id -> its arrays, None where there are none; called once a case, one case at a time.
-        advance: called after each case.
     """
     by_case: dict[str, list[CaseRow]] = {}
     for row in cases:
@@ -89,54 +104,41 @@ def draw_sections(
     for lesion in lesions:
         of_case[lesion.case_id].append(lesion)
     shared_by = min(len(by_case), PICTURED_CASES)
-    texts: list[Markup] = []
-    thumbnails: list[Thumbnail] = []
-    drawn_cases = 0
-    for place, (case_id, rows) in enumerate(by_case.items()):
-        drawing = CaseDrawing(case_id, rows, of_case[case_id], language=language, several_classes=several_classes)
-        # The arrays live within this call: one case in memory at a time.
-        text, shown = drawing.section(pictures if place < PICTURED_CASES else None, cases=shared_by)
-        texts.append(text)
-        thumbnails += shown or []
-        drawn_cases += shown is not None
-        advance()
-    return Sections(tuple(texts), tuple(thumbnails), drawn_cases)
+    return [
+        SectionPlan(
+            case_id=case_id,
+            rows=tuple(rows),
+            lesions=tuple(of_case[case_id]),
+            pictured=place < PICTURED_CASES,
+            shared_by=shared_by,
+            language=language,
+            several_classes=several_classes,
+        )
+        for place, (case_id, rows) in enumerate(by_case.items())
+    ]
+
+
+def draw_section(plan: SectionPlan, arrays: CasePictures | None) -> Section:
+    """A case's section with as many pictures as its share of the page's cap allows; none where there are no arrays."""
+    return CaseDrawing(plan).section(arrays)
 
 
 class CaseDrawing:
     """One case's section."""
 
-    def __init__(
-        self,
-        case_id: str,
-        rows: Sequence[CaseRow],
-        lesions: Sequence[LesionRow],
-        *,
-        language: str,
-        several_classes: bool,
-    ) -> None:
-        self._case_id, self._rows, self._lesions = case_id, rows, lesions
-        self._language, self._several_classes = language, several_classes
-        self._labels = page_labels(language)
+    def __init__(self, plan: SectionPlan) -> None:
+        self._plan, self._lesions = plan, plan.lesions
+        self._labels = page_labels(plan.language)
 
-    def section(
-        self, load: Callable[[str], CasePictures | None] | None, *, cases: int
-    ) -> tuple[Markup, list[Thumbnail] | None]:
-        """The section with its thumbnails for the galleries, or with None where the case is not pictured.
-
-        Args:
-            load: gives the case's arrays; None when the case is beyond the cap.
-            cases: how many cases share the cap on pictures.
-        """
-        if load is None:
-            return self._render(panels=[], missing=self._labels["not_pictured"], capped=""), None
-        arrays = load(self._case_id)
+    def section(self, arrays: CasePictures | None) -> Section:
+        """The section; it says why where it has no pictures."""
         viewer = None if arrays is None else CaseViewer(arrays)
         if viewer is None or not viewer.planes:
-            return self._render(panels=[], missing=self._labels["no_pictures"], capped=""), None
-        return self._draw(viewer, cases)
+            missing = self._labels["no_pictures" if self._plan.pictured else "not_pictured"]
+            return Section(self._render(panels=[], missing=missing, capped=""), (), False)
+        return self._draw(viewer, self._plan.shared_by)
 
-    def _draw(self, viewer: CaseViewer, cases: int) -> tuple[Markup, list[Thumbnail]]:
+    def _draw(self, viewer: CaseViewer, cases: int) -> Section:
         """As many pictures as the case's share of the page's cap allows."""
         share = PICTURES_MIB * 2**20 // cases
         whole_pixels = WHOLE_PIXELS if cases <= MANY_CASES else WHOLE_PIXELS_OF_MANY
@@ -155,7 +157,8 @@ class CaseDrawing:
         capped = ""
         if len(shown) < len(errors):
             capped = self._labels["pictures_capped"].format(shown=len(shown), all=len(errors), mib=PICTURES_MIB)
-        return self._render(panels=panels, missing="", capped=capped), [_thumbnail(panel) for panel in shown]
+        text = self._render(panels=panels, missing="", capped=capped)
+        return Section(text, tuple(_thumbnail(panel) for panel in shown), True)
 
     def _first_panel(self, viewer: CaseViewer, whole_pixels: int) -> Panel:
         """The largest lesion of the label; without one the largest false positive, else the middle of the scan."""
@@ -181,12 +184,12 @@ class CaseDrawing:
     def _render(self, **values: Any) -> Markup:
         return render(
             "case.html",
-            language=self._language,
+            language=self._plan.language,
             values={
-                "anchor": self._rows[0].anchor,
-                "case_id": self._case_id,
-                "rows": self._rows,
-                "several_classes": self._several_classes,
+                "anchor": self._plan.rows[0].anchor,
+                "case_id": self._plan.case_id,
+                "rows": self._plan.rows,
+                "several_classes": self._plan.several_classes,
                 **values,
             },
         )

@@ -11,7 +11,7 @@ from typing import Any
 from segment.config import EvaluationConfig
 from segment.evaluation.metrics import CaseResult
 from segment.evaluation.pictures import CasePictures
-from segment.evaluation.report import write_html
+from segment.evaluation.report import DrawAll, write_html
 from segment.evaluation.rows import COLUMNS
 from segment.evaluation.summary import summarise
 from segment.files import write_json, write_text
@@ -29,6 +29,7 @@ def write_report(
     scans: Callable[[str], CasePictures | None],
     operating_point: Mapping[str, Any] | None = None,
     language: str = "en",
+    draw_all: DrawAll | None = None,
 ) -> dict[str, Any]:
     """Writes lesions.csv, cases.json, summary.json and report.html into a folder, replacing files of these names.
 
@@ -41,6 +42,7 @@ def write_report(
         scans: What a case's pictures are drawn from, by case id; None leaves its pictures out.
         operating_point: What the masks were made with (`threshold`, `min_lesion_mm3`), where it is known.
         language: Of the page's labels: `en` or `zh`.
+        draw_all: As in `write_html`.
 
     Returns:
         The summary.
@@ -53,7 +55,15 @@ def write_report(
     write_text(output / "lesions.csv", csv_text(COLUMNS, lesions))
     write_json(output / "cases.json", cases)
     write_json(output / "summary.json", summary)
-    write_html(output / "report.html", summary=summary, cases=cases, lesions=lesions, pictures=scans, language=language)
+    write_html(
+        output / "report.html",
+        summary=summary,
+        cases=cases,
+        lesions=lesions,
+        pictures=scans,
+        language=language,
+        draw_all=draw_all,
+    )
     return summary
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -9,19 +12,21 @@ from typing import Any
 
 import tensorflow as tf
 
-from segment.data.cases import find_inputs, find_label
-from segment.data.scan import Case, read_mask, read_scan
+from segment.data.cases import find_inputs
+from segment.data.nifti import ENDINGS
+from segment.data.scan import Case
 from segment.errors import InputError
 from segment.evaluation.definitions import versions
-from segment.evaluation.folders import headline
-from segment.evaluation.pictures import CasePictures
-from segment.evaluation.tables import csv_text, write_report
-from segment.files import claim_folder, write_json, write_text
+from segment.files import MARKER, claim_folder
+from segment.inference.outputs import report_records, write_failures, write_manifest
+from segment.inference.point_in_use import PointInUse, point_in_use
 from segment.inference.predictor import Predictor
-from segment.inference.stages import Job, Passage, evaluate, predict, read, take_through, write
+from segment.inference.records import Record, Shard
+from segment.inference.stages import Job, Passage, close, evaluate, look_up, predict, read, take_through, write
 from segment.progress import CONSOLE, progress_bar
 
-FAILURE_COLUMNS = ("case", "path", "kind", "message")
+# Options of the section `inference` that change no mask, or are replaced by the point in use.
+_WITHOUT_EFFECT = {"threshold", "min_lesion_mm3", "operating_point", "window_batch", "max_memory_gb"}
 
 
 def predict_cases(
@@ -32,18 +37,25 @@ def predict_cases(
     labels: Path | None,
     probabilities: bool,
     threshold: float | None,
+    changes: Mapping[str, Any],
     force: bool,
+    resume: bool,
+    shard: Shard | None,
 ) -> int:
     """Predicts scans: masks/CASE.nii.gz, failures.csv, manifest.json and, on request, probabilities/ and report/.
 
     Args:
         runs: Run folders; the probabilities of several are averaged.
-        source: A file, a folder or a CSV, as `find_inputs` takes it.
+        source: What `find_inputs` takes: a file, a folder, a dataset or a CSV.
         output: New folder.
         labels: Folder of expert masks CASE.nii.gz; with it the report on the scans that succeeded is written.
         probabilities: Write the probability maps too.
-        threshold: Probability from which a voxel is foreground, in (0, 1); None takes the first run's.
+        threshold: Probability from which a voxel is foreground, in (0, 1); None takes the runs' operating point.
+        changes: Options of the section `inference` that replace those of the runs.
         force: Replaces an output folder of an earlier prediction.
+        resume: Keeps what an earlier prediction with the same models, settings and inputs has completed.
+        shard: Which part of the cases to predict; its manifest and failures get names of their own, and the report is
+            left to `merge_reports`.
 
     Returns:
         0, or 1 when some scans failed; they stand in failures.csv (case, path, kind, message).
@@ -51,74 +63,131 @@ def predict_cases(
     Raises:
         InputError: A run, the source, the labels folder or the output folder cannot be used.
     """
-    predictor = Predictor.load(runs)
+    predictor = Predictor.load(runs, changes=changes)
     cases = find_inputs(source, channels=predictor.plan.channels)
-    if labels is not None and not labels.is_dir():
-        raise InputError(f"labels {labels}: expected a folder of masks CASE.nii.gz, found no folder")
-    claim_folder(output, force=force)
-    options = predictor.config.inference
-    job = Job(
-        predictor,
-        output,
-        labels,
-        probabilities,
-        options.threshold if threshold is None else threshold,
-        options.min_lesion_mm3,
+    if labels is not None:
+        _require_labels(labels, cases)
+    point = point_in_use(
+        [member.run_dir for member in predictor.members],
+        [member.model_sha256 for member in predictor.members],
+        predictor.config,
+        threshold=threshold,
     )
+    _claim(output, force=force, resume=resume, shard=shard)
+    _say(point)
+    settings = settings_digest(predictor, point)
+    job = Job(predictor, output, labels, probabilities, point, settings, resume, shard)
     return run_job(job, cases)
 
 
+def settings_digest(predictor: Predictor, point: PointInUse) -> str:
+    """SHA-256 of all that a mask depends on beside the scan: models, plans, options, operating point."""
+    values = {
+        "models": [
+            {
+                "sha256": member.model_sha256,
+                "plan": member.plan.to_json(),
+                "inference": member.config.inference.model_dump(
+                    mode="json", exclude=_WITHOUT_EFFECT
+                ),
+            }
+            for member in predictor.members
+        ],
+        "point": [point.threshold, point.min_lesion_mm3],
+        "evaluation": predictor.config.evaluation.model_dump(mode="json"),
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _require_labels(labels: Path, cases: Sequence[Case]) -> None:
+    if not labels.is_dir():
+        raise InputError(f"labels {labels}: expected a folder of masks CASE.nii.gz, found no folder")
+    if not any((labels / f"{case.case_id}{ending}").exists() for case in cases for ending in ENDINGS):
+        raise InputError(
+            f"labels {labels}: expected masks named as the cases, such as {cases[0].case_id}.nii.gz, found none for any "
+            f"of {len(cases)}; give another folder or leave --labels out"
+        )
+
+
+def _claim(output: Path, *, force: bool, resume: bool, shard: Shard | None) -> None:
+    """Makes the output folder ready; shards share one, and each refuses only to do its own part twice."""
+    if (resume or shard) and output.is_dir() and any(output.iterdir()) and not (output / MARKER).exists():
+        raise InputError(f"output folder {output} holds files that segment did not write; choose another path")
+    if shard is None:
+        claim_folder(output, force=force, resume=resume)
+        return
+    if force:
+        raise InputError("--force would remove what the other shards have written; pass --resume, or empty the folder")
+    if (output / f"manifest{shard.suffix}.json").exists() and not resume:
+        raise InputError(f"shard {shard} has been predicted into {output}; pass --resume to complete it")
+    claim_folder(output, resume=True)
+
+
+def _say(point: PointInUse) -> None:
+    print(f"threshold {point.threshold:g}, predictions from {point.min_lesion_mm3:g} mm3 ({point.source})")
+    for note in point.notes:
+        CONSOLE.print(note, markup=False, soft_wrap=True)
+
+
 def run_job(job: Job, cases: Sequence[Case]) -> int:
-    """Predicts the cases into a claimed output folder. Returns 0, or 1 when some failed."""
+    """Predicts the cases, or the job's shard of them, into a claimed folder. Returns 0, or 1 when some failed."""
     (job.output / "masks").mkdir(exist_ok=True)
-    passages: list[Passage] = []
-    _write_failures(job, passages)
-    with progress_bar("predict", len(cases)) as bar:
-        for passage in _passages(job, cases):
-            passages.append(passage)
-            if passage.failure is not None:
-                outcome = "mask written, not scored" if "write" in passage.seconds else "failed"
-                note = f"{outcome}: {passage.failure['message']}"
-                CONSOLE.print(note, markup=False, soft_wrap=True)
-                _write_failures(job, passages)
-            bar.advance()
-    write_json(job.output / "manifest.json", _manifest(job, passages))
-    written = sum("write" in passage.seconds for passage in passages)
-    print(f"{written} of {len(cases)} scans predicted: {job.output / 'masks'}")
-    if job.labels is not None:
-        _report(job, passages, job.labels)
-    return int(any(passage.failure is not None for passage in passages))
+    own = cases if job.shard is None else cases[job.shard.index - 1 :: job.shard.count]
+    suffix = "" if job.shard is None else job.shard.suffix
+    records: list[Record] = []
+    write_failures(job.output, records, suffix=suffix)
+    begun = time.perf_counter()
+    with progress_bar("predict", len(own)) as bar:
+        for record in _records(job, own):
+            records.append(record)
+            if record.failure is not None:
+                outcome = "mask written, not scored" if record.written else "failed"
+                CONSOLE.print(f"{outcome}: {record.failure['message']}", markup=False, soft_wrap=True)
+                write_failures(job.output, records, suffix=suffix)
+            bar.advance(note=f"{len(records) / (time.perf_counter() - begun):.2f} scans/s")
+    seconds = time.perf_counter() - begun
+    head = _head(job, cases)
+    write_manifest(job.output, head, records, suffix=suffix)
+    written = sum(record.written for record in records)
+    print(f"{written} of {len(own)} scans predicted in {seconds:.1f} s: {job.output / 'masks'}")
+    if job.labels is not None and job.shard is None:
+        report_records(job.output, records, head)
+    elif job.shard is not None:
+        print(f"when all {job.shard.count} shards are done: segment merge-reports {job.output}")
+    return int(any(record.failure is not None for record in records))
 
 
-def _passages(job: Job, cases: Sequence[Case]) -> Iterator[Passage]:
-    """Yields each case when it is done.
+def _records(job: Job, cases: Sequence[Case]) -> Iterator[Record]:
+    """Yields the record of each case when it is done.
 
     One thread beside this one first writes the last case, then reads the next, while the network computes the present
     one; that order keeps at most two cases in memory.
     """
+
+    def begin(case: Case) -> Passage:
+        return take_through(job, Passage(case, case.image_paths[0]), (look_up, read))
+
+    def end(passage: Passage) -> Record:
+        return close(job, take_through(job, passage, (write, evaluate)))
+
     with ThreadPoolExecutor(1) as beside:
-        begun = [beside.submit(take_through, job, Passage(case, case.image_paths[0]), (read,)) for case in cases[:1]]
-        ending: Future[Passage] | None = None
+        begun = [beside.submit(begin, case) for case in cases[:1]]
+        ending: Future[Record] | None = None
         for index in range(len(cases)):
             present = begun.pop().result()
             for case in cases[index + 1 : index + 2]:
-                begun.append(beside.submit(take_through, job, Passage(case, case.image_paths[0]), (read,)))
+                begun.append(beside.submit(begin, case))
             take_through(job, present, (predict,))
             if ending is not None:
                 yield ending.result()
-            ending = beside.submit(take_through, job, present, (write, evaluate))
+            ending = beside.submit(end, present)
             del present
         if ending is not None:
             yield ending.result()
 
 
-def _write_failures(job: Job, passages: Sequence[Passage]) -> None:
-    rows = [passage.failure for passage in passages if passage.failure is not None]
-    write_text(job.output / "failures.csv", csv_text(FAILURE_COLUMNS, rows))
-
-
-def _manifest(job: Job, passages: Sequence[Passage]) -> dict[str, Any]:
-    """What the masks came from. `peak_memory_mib` is the process's largest up to the end of that case."""
+def _head(job: Job, cases: Sequence[Case]) -> dict[str, Any]:
+    """What the masks came from."""
     return {
         "versions": versions() | {"tensorflow": tf.__version__},
         "runs": [
@@ -130,42 +199,10 @@ def _manifest(job: Job, passages: Sequence[Passage]) -> dict[str, Any]:
             for member in job.predictor.members
         ],
         "plan": job.predictor.plan.to_json(),
-        "operating_point": job.operating_point,
-        "cases": {passage.case.case_id: _case_entry(passage) for passage in passages},
+        "operating_point": job.point.to_json(),
+        "settings_sha256": job.settings,
+        "evaluation": job.predictor.config.evaluation.model_dump(mode="json"),
+        "seed": job.predictor.config.seed,
+        "shard": None if job.shard is None else str(job.shard),
+        "n_inputs": len(cases),
     }
-
-
-def _case_entry(passage: Passage) -> Mapping[str, Any]:
-    return {
-        "written": "write" in passage.seconds,
-        "failure": None if passage.failure is None else passage.failure["kind"],
-        "inputs": passage.inputs,
-        "seconds": passage.seconds,
-        "peak_memory_mib": passage.peak_memory_mib,
-    }
-
-
-def _report(job: Job, passages: Sequence[Passage], labels: Path) -> None:
-    """Writes report/ on the cases that were compared with a label."""
-    done = {passage.case.case_id: passage for passage in passages if passage.results}
-    if not done:
-        CONSOLE.print("no report: no scan was compared with a label", markup=False)
-        return
-
-    def pictures(case_id: str) -> CasePictures:
-        passage = done[case_id]
-        scan = read_scan(passage.case, with_label=False)
-        mask, _ = read_mask(job.mask_path(passage.case))
-        label, _ = read_mask(find_label(labels, case_id))
-        return CasePictures(scan.image[..., 0], label, mask, scan.grid)
-
-    summary = write_report(
-        [result for passage in done.values() for result in passage.results],
-        job.output / "report",
-        config=job.predictor.config.evaluation,
-        seed=job.predictor.config.seed,
-        inputs={path: digest for passage in done.values() for path, digest in passage.inputs.items()},
-        scans=pictures,
-        operating_point=job.operating_point,
-    )
-    print(headline(summary, job.output / "report"))

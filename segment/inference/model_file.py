@@ -16,6 +16,7 @@ from segment.data.planning import Plan
 from segment.errors import InputError
 from segment.inference.tiles import Forward
 from segment.model import build_unet
+from segment.model.hardware import compute_capabilities, pays, read_cpu_flags
 
 # What Keras and the formats below it (zip, JSON, HDF5) raise for files that are damaged, not ours, or unsafe.
 _LOAD_ERRORS = (
@@ -38,7 +39,8 @@ def load_model(path: Path, plan: Plan) -> tf.keras.Model:
     """Loads a network that `build_unet` made and `model.save` wrote.
 
     Nothing in the file is executed: Keras' safe mode refuses layers with code of their own (Lambda). A network
-    trained in float16 is turned into float32 where there is no GPU, since CPUs compute float16 slowly.
+    trained in a 16-bit format that this machine computes slowly (float16 on any CPU, bfloat16 on one without
+    AVX512_BF16 or AMX) is turned into float32, by the rule of `train.precision: auto`.
 
     Args:
         path: model.keras.
@@ -63,20 +65,26 @@ def load_model(path: Path, plan: Plan) -> tf.keras.Model:
         ) from cause
     expected = network_shape(plan)
     found = getattr(model, "input_shape", None)  # subclassed models that were never called have none
-    classes = [shape[-1] for shape in _shapes(getattr(model, "output_shape", None))]
-    if found != (None, *expected) or set(classes) != {plan.classes}:
+    channels = [shape[-1] for shape in _shapes(getattr(model, "output_shape", None))]
+    logits = channels[: -1 if plan.distance_head else None]  # the head stands last, and nobody asks for it
+    if found != (None, *expected) or set(logits) != {plan.outputs}:
         raise InputError(
-            f"{path}: expected a network from {expected} to {plan.classes} classes as plan.json beside it says, "
-            f"found one from {found} to {classes}; do both files belong to one run?"
+            f"{path}: expected a network from {expected} to {plan.outputs} classes as plan.json beside it says, "
+            f"found one from {found} to {channels}; do both files belong to one run?"
         )
-    if any(layer.compute_dtype == "float16" for layer in model.layers) and not tf.config.list_logical_devices("GPU"):
-        return _in_float32(model, plan)
-    return model
+    return model if _computed_fast(model) else in_float32(model, plan)
+
+
+def _computed_fast(model: tf.keras.Model) -> bool:
+    """Whether this machine computes every layer's number format at least as fast as float32, as in training."""
+    formats = {str(layer.compute_dtype) for layer in model.layers} & {"float16", "bfloat16"}
+    capabilities, flags = compute_capabilities(), read_cpu_flags()
+    return all(pays(f"mixed_{name}", compute_capabilities=capabilities, cpu_flags=flags) for name in formats)
 
 
 def network_shape(plan: Plan) -> tuple[int, ...]:
     """(*patch, channels) as the network sees it: without the slice axis of a 2D plan."""
-    return (*(size for axis, size in enumerate(plan.patch_size) if axis != plan.slice_axis), plan.channels)
+    return (*(size for axis, size in enumerate(plan.patch_size) if axis != plan.slice_axis), plan.network_channels)
 
 
 def _first_sentence(cause: Exception) -> str:
@@ -90,7 +98,8 @@ def _shapes(shape: Any) -> list[tuple[int | None, ...]]:
     return [] if shape is None else [shape]
 
 
-def _in_float32(model: tf.keras.Model, plan: Plan) -> tf.keras.Model:
+def in_float32(model: tf.keras.Model, plan: Plan) -> tf.keras.Model:
+    """The same network computed in float32 throughout."""
     before = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy("float32")
     try:

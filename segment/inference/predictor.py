@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from segment.config import Config, load_config
+from segment.config import Config, config_from, load_config
 from segment.data.planning import Plan
-from segment.data.preprocessing import Placement, to_network, to_original
-from segment.data.scan import Scan
+from segment.data.preprocessing import Placement, to_network
+from segment.data.scan import Scan, to_canonical
 from segment.errors import InputError
 from segment.files import read_json, sha256_of
 from segment.inference.model_file import compile_forward, load_model, window_batch
-from segment.inference.tiles import Forward, predict_volume
+from segment.inference.slabs import Slab, ahead, merge_slabs, predict_slabs, restore_slabs, slab_axis
+from segment.inference.tiles import Forward, label_voxels
+from segment.inference.tta import voters_of
+from segment.inference.uncertainty import deviation_map, entropy_map
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,24 +38,44 @@ class Member:
         """What the way to the network's grid depends on; members that agree in it share the work."""
         return self.plan.spacing_mm, self.plan.normalization
 
+    @property
+    def windows(self) -> tuple[object, ...]:
+        """What the windows depend on; members of one grid that agree in it vote on each window together."""
+        return self.plan.patch_size, self.plan.slice_axis, self.config.inference.overlap, self.window_batch
+
 
 @dataclass(frozen=True, eq=False)
 class NetworkScan:
-    """A scan on the network's grid of some members.
+    """A scan on the network's grid of some members: `image` is float32 [x, y, z, channels]."""
 
-    `values` is the image, float32 [x, y, z, channels], or the probabilities, float32 [x, y, z, classes] in [0, 1].
-    """
-
-    values: np.ndarray
+    image: np.ndarray
     placement: Placement
     members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What was found, on the scan's own grid and in its axis order; column-major in memory as its files are.
+
+    Attributes:
+        mask: uint8 [X, Y, Z], the dataset's label values at the threshold; small components are still in it.
+        probabilities: float32 [X, Y, Z, classes] in [0, 1], or None.
+        uncertainty: float32 [X, Y, Z, classes] in [0, 1], or None: the standard deviation of the votes or the entropy
+            in bits, as `inference.uncertainty` says.
+
+    All are 0 outside the box of the scan's non-zero voxels.
+    """
+
+    mask: np.ndarray
+    probabilities: np.ndarray | None
+    uncertainty: np.ndarray | None
 
 
 class Predictor:
     """Predicts scans with the mean of its members' probabilities.
 
-    `predict` does all; `prepare`, `predict_prepared` and `restore` are its three parts, of which only the second uses
-    the network, so that the others can run beside it.
+    `predict` does all; `prepare` and `predict_prepared` are its two parts, of which only the second uses the network,
+    so that the first can run beside it.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
@@ -64,14 +88,18 @@ class Predictor:
             _require_same(first, other, "labels", first.plan.label_values, other.plan.label_values)
 
     @classmethod
-    def load(cls, run_dirs: Sequence[Path]) -> Predictor:
+    def load(cls, run_dirs: Sequence[Path], *, changes: Mapping[str, Any] | None = None) -> Predictor:
         """Loads runs from their folders: plan.json, config.yaml and model.keras of each.
 
+        Args:
+            run_dirs: The folders.
+            changes: Options of the section `inference` that replace those of every run.
+
         Raises:
-            InputError: A folder or file is missing or damaged, a model is unsafe or is not the plan's, or the runs
-                differ in channels or labels; names the file.
+            InputError: A folder or file is missing or damaged, a model is unsafe or is not the plan's, the runs
+                differ in channels or labels, or a changed option is out of range; names the file or the option.
         """
-        return cls([load_member(Path(run_dir)) for run_dir in run_dirs])
+        return cls([load_member(Path(run_dir), changes or {}) for run_dir in run_dirs])
 
     @property
     def plan(self) -> Plan:
@@ -80,7 +108,7 @@ class Predictor:
 
     @property
     def config(self) -> Config:
-        """The first member's configuration: threshold and smallest lesion come from it."""
+        """The first member's configuration: threshold, smallest lesion, flips and uncertainty come from it."""
         return self.members[0].config
 
     def prepare(self, scan: Scan) -> list[NetworkScan]:
@@ -92,28 +120,64 @@ class Predictor:
             prepared.append(NetworkScan(image, placement, members))
         return prepared
 
-    def predict_prepared(self, prepared: Sequence[NetworkScan]) -> list[NetworkScan]:
-        """Probabilities on each network grid, the mean over the members there. Raises InputError for NaN."""
-        return [NetworkScan(_mean_over(scan), scan.placement, scan.members) for scan in prepared]
+    def predict_prepared(
+        self, prepared: Sequence[NetworkScan], *, threshold: float, keep_probabilities: bool
+    ) -> Prediction:
+        """Runs the networks and brings what they find back to the scan's own grid, slab by slab.
 
-    def restore(self, predicted: Sequence[NetworkScan]) -> np.ndarray:
-        """Brings probabilities back to the scan's own grid.
+        Holds the images, the results and a few slabs; the networks go on while a slab is brought back.
 
-        Returns:
-            float32 [X, Y, Z, classes]: the mean over all members, each with the same weight.
+        Args:
+            prepared: As `prepare` gave it.
+            threshold: Probability from which a voxel is foreground, in (0, 1); applied on the scan's own grid.
+            keep_probabilities: Whether the probabilities are returned beside the mask.
+
+        Raises:
+            InputError: A network gave NaN.
         """
-        total: np.ndarray | None = None
-        for scan in predicted:
-            own = to_original(scan.values, scan.placement)
-            if len(predicted) > 1:
-                own *= np.float32(len(scan.members) / len(self.members))
-            total = own if total is None else np.add(total, own, out=total)
-        if total is None:
-            raise ValueError("expected at least one prediction, found none")
-        return np.clip(total, 0.0, 1.0, out=total) if len(predicted) > 1 else total
+        placement = prepared[0].placement
+        shape = (*placement.grid.shape, self.plan.classes)
+        uncertainty = self.config.inference.uncertainty
+        mask = np.zeros(shape[:3], np.uint8, order="F")
+        maps = [
+            np.zeros(shape, np.float32, order="F") if wanted else None
+            for wanted in (keep_probabilities, uncertainty != "none")
+        ]
+        for slab in self._slabs(prepared, spread=uncertainty == "deviation"):
+            _planes(mask, placement, slab)[...] = label_voxels(slab.mean, self.plan, threshold=threshold)
+            if maps[0] is not None:
+                _planes(maps[0], placement, slab)[...] = slab.mean
+            if maps[1] is not None:
+                doubt = entropy_map(slab.mean) if slab.variance is None else deviation_map(slab.variance)
+                _planes(maps[1], placement, slab)[...] = doubt
+            del slab
+        return Prediction(mask, *maps)
+
+    def _slabs(self, prepared: Sequence[NetworkScan], *, spread: bool) -> Iterator[Slab]:
+        """Slabs of the mean over all members, each with the same weight, on the crop that all grids share."""
+        axis = slab_axis(prepared[0].placement.shape, self.plan.patch_size)
+        streams, shares = [], []
+        for scan in prepared:
+            for windows in dict.fromkeys(member.windows for member in scan.members):
+                members = [member for member in scan.members if member.windows == windows]
+                slabs = predict_slabs(
+                    [vote for member in members for vote in self._voters(member)],
+                    scan.image,
+                    members[0].plan,
+                    overlap=members[0].config.inference.overlap,
+                    window_batch=members[0].window_batch,
+                    axis=axis,
+                    spread=spread,
+                )
+                streams.append(restore_slabs(ahead(slabs), scan.placement))
+                shares.append(len(members) / len(self.members))
+        return merge_slabs(streams, shares)
+
+    def _voters(self, member: Member) -> Sequence[Any]:
+        return voters_of(member.forward, member.plan, flips=self.config.inference.flips)
 
     def predict(self, scan: Scan) -> np.ndarray:
-        """Predicts a scan.
+        """Predicts a scan's probabilities.
 
         Args:
             scan: Image [X, Y, Z, channels] on its own grid.
@@ -124,23 +188,18 @@ class Predictor:
         Raises:
             InputError: The scan has another number of channels, or a network gave NaN.
         """
-        return self.restore(self.predict_prepared(self.prepare(scan)))
-
-
-def _mean_over(scan: NetworkScan) -> np.ndarray:
-    total: np.ndarray | None = None
-    for member in scan.members:
-        probabilities = predict_volume(
-            member.forward,
-            scan.values,
-            member.plan,
-            overlap=member.config.inference.overlap,
-            window_batch=member.window_batch,
+        found = self.predict_prepared(
+            self.prepare(scan), threshold=self.config.inference.threshold, keep_probabilities=True
         )
-        total = probabilities if total is None else np.add(total, probabilities, out=total)
-    if total is None:
-        raise ValueError("expected at least one member, found none")
-    return np.divide(total, len(scan.members), out=total) if len(scan.members) > 1 else total
+        if found.probabilities is None:
+            raise ValueError("expected the probabilities that were asked for, found none")
+        return found.probabilities
+
+
+def _planes(volume: np.ndarray, placement: Placement, slab: Slab) -> np.ndarray:
+    """The voxels of a slab as a view of a volume [X, Y, Z, ...] in the scan's own axis order."""
+    crop = to_canonical(volume, placement.grid.affine)[placement.crop_slices]
+    return crop[(slice(None),) * slab.axis + (slice(slab.first, slab.stop),)]
 
 
 def _require_same(first: Member, other: Member, what: str, expected: object, found: object) -> None:
@@ -151,7 +210,7 @@ def _require_same(first: Member, other: Member, what: str, expected: object, fou
         )
 
 
-def load_member(run_dir: Path) -> Member:
+def load_member(run_dir: Path, changes: Mapping[str, Any]) -> Member:
     """Loads one run folder. Raises InputError as `Predictor.load` does."""
     if not run_dir.is_dir():
         raise InputError(
@@ -167,6 +226,10 @@ def load_member(run_dir: Path) -> Member:
     except InputError as cause:
         raise InputError(f"{run_dir / 'plan.json'}: {cause}") from cause
     config = load_config(run_dir / "config.yaml")
+    if changes:
+        values = config.model_dump(mode="json")
+        values["inference"].update(changes)
+        config = config_from(values, source="options of the prediction")
     model = load_model(run_dir / "model.keras", plan)
     batch = window_batch(config)
     forward = compile_forward(model, plan, batch=batch)

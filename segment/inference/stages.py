@@ -1,4 +1,4 @@
-"""What happens to one scan: four stages, each of which may fail without harm to the other scans."""
+"""What happens to one scan: stages, each of which may fail without harm to the other scans."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -25,10 +25,16 @@ from segment.data.scan import (
     write_probability,
 )
 from segment.errors import InputError
-from segment.evaluation.metrics import CaseResult, evaluate_case
+from segment.evaluation.lesion_map import lesion_map, write_lesion_map
+from segment.evaluation.metrics import CaseResult, measure
 from segment.files import sha256_of
-from segment.inference.predictor import NetworkScan, Predictor
-from segment.inference.tiles import to_mask
+from segment.inference.outputs import MAPS, REPORT
+from segment.inference.point_in_use import PointInUse
+from segment.inference.predictor import NetworkScan, Prediction, Predictor
+from segment.inference.records import Record, Shard, is_complete, read_record, without_results, write_record
+from segment.inference.tiles import remove_small
+
+CHOSE_THE_POINT = "this scan is among those that chose the operating point: its figures there are too good"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,25 +46,26 @@ class Job:
         output: The folder that is written.
         labels: Folder of expert masks CASE.nii.gz for the report, or None.
         probabilities: Whether probability maps are written too.
-        threshold: Probability from which a voxel is foreground, in (0, 1).
-        min_lesion_mm3: Smaller components are removed.
+        point: Threshold and smallest lesion.
+        settings: SHA-256 of all that the outputs depend on beside the inputs.
+        resume: Whether cases that are complete are left as they are.
+        shard: Which part of the cases this is, or None for all.
     """
 
     predictor: Predictor
     output: Path
     labels: Path | None
     probabilities: bool
-    threshold: float
-    min_lesion_mm3: float
+    point: PointInUse
+    settings: str
+    resume: bool
+    shard: Shard | None
 
-    @property
-    def operating_point(self) -> dict[str, float]:
-        """What the masks are made with."""
-        return {"threshold": self.threshold, "min_lesion_mm3": self.min_lesion_mm3}
-
-    def mask_path(self, case: Case) -> Path:
-        """Where a case's mask is written."""
-        return self.output / "masks" / f"{case.case_id}.nii.gz"
+    def outputs_of(self, case_id: str) -> list[str]:
+        """The files that are written for a case, by path below the output folder; the mask is the last."""
+        uncertainty = self.predictor.config.inference.uncertainty != "none"
+        folders = ["probabilities"] * self.probabilities + ["uncertainty"] * uncertainty + ["masks"]
+        return [f"{folder}/{case_id}.nii.gz" for folder in folders]
 
 
 @dataclass(eq=False)
@@ -67,15 +74,16 @@ class Passage:
 
     case: Case
     path: Path  # that a stage works on, for the row in failures.csv
+    record: Record | None = None  # of an earlier prediction, where nothing has to be done again
     grid: Grid | None = None
     header: nib.Nifti1Header | None = None
     scans: list[NetworkScan] = field(default_factory=list)
-    mask: np.ndarray | None = None
-    probabilities: np.ndarray | None = None
+    prediction: Prediction | None = None
     results: list[CaseResult] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
+    label: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    peak_memory_mib: float = 0.0
     failure: dict[str, str] | None = None
 
 
@@ -85,7 +93,7 @@ Stage = Callable[[Job, Passage], None]
 def take_through(job: Job, passage: Passage, stages: Sequence[Stage]) -> Passage:
     """Takes a case through stages; after a failure nothing more is done with it and what it held is freed."""
     for stage in stages:
-        if passage.failure is not None:
+        if passage.failure is not None or passage.record is not None:
             break
         name = stage.__name__
         begun = time.perf_counter()
@@ -96,19 +104,62 @@ def take_through(job: Job, passage: Passage, stages: Sequence[Stage]) -> Passage
         except InputError as cause:
             _fail(passage, cause.kind if isinstance(cause, ScanError) else name, str(cause))
         except OSError as cause:
-            _fail(passage, name, f"{passage.path}: {cause.strerror or cause}")
+            _fail(passage, name, f"{cause.filename or passage.path}: {cause.strerror or cause}")
         else:
-            passage.seconds[name] = round(time.perf_counter() - begun, 3)
+            if stage is not look_up:
+                passage.seconds[name] = round(time.perf_counter() - begun, 3)
     if passage.failure is not None or evaluate in stages:
-        passage.scans, passage.mask, passage.probabilities = [], None, None
-        passage.peak_memory_mib = _peak_memory_mib()
+        passage.scans, passage.prediction = [], None
     return passage
+
+
+def close(job: Job, passage: Passage) -> Record:
+    """Writes the record of a case that has been through all stages, or has failed in one, and returns it."""
+    if passage.record is not None:
+        return passage.record
+    record = Record(
+        case_id=passage.case.case_id,
+        images=tuple(str(path) for path in passage.case.image_paths),
+        inputs=passage.inputs,
+        label=passage.label,
+        outputs=passage.outputs,
+        failure=passage.failure,
+        seconds=passage.seconds,
+        peak_memory_mib=_peak_memory_mib(),
+        settings=job.settings,
+        results=tuple(passage.results),
+    )
+    try:
+        write_record(job.output, record)
+    except InputError as cause:
+        if passage.failure is None:
+            _fail(passage, "write", str(cause))
+            record = replace(record, failure=passage.failure)
+    return record
 
 
 def _fail(passage: Passage, kind: str, message: str) -> None:
     named = [str(path) for path in passage.case.image_paths if str(path) in message]
     path = max(named, key=len, default=str(passage.path))  # which of the channels it was
     passage.failure = {"case": passage.case.case_id, "path": path, "kind": kind, "message": message}
+
+
+def look_up(job: Job, passage: Passage) -> None:
+    """Takes over what an earlier run made of the case, where all that it depends on is the same."""
+    if not job.resume:
+        return
+    case_id = passage.case.case_id
+    try:
+        found = read_record(job.output, case_id)
+        if found is None or found.failure is not None:
+            return
+        label = None if job.labels is None else sha256_of(find_label(job.labels, case_id))
+        digests = [sha256_of(path) for path in passage.case.image_paths]
+    except (InputError, OSError):
+        return  # what cannot be read is no reason to skip the case; the stages after this one say what is wrong
+    files = job.outputs_of(case_id)
+    if is_complete(found, job.output, digests=digests, settings=job.settings, label=label, files=files):
+        passage.record = found if job.labels is not None else without_results(found)
 
 
 def read(job: Job, passage: Passage) -> None:
@@ -121,49 +172,69 @@ def read(job: Job, passage: Passage) -> None:
 
 def predict(job: Job, passage: Passage) -> None:
     """Runs the networks, the only stage that does."""
-    passage.scans = job.predictor.predict_prepared(passage.scans)
+    passage.prediction = job.predictor.predict_prepared(
+        passage.scans,
+        threshold=job.point.threshold,
+        keep_probabilities=job.probabilities or job.labels is not None,
+    )
+    passage.scans = []
 
 
 def write(job: Job, passage: Passage) -> None:
-    """Writes the mask on the scan's own grid and, on request, the probabilities."""
-    if passage.grid is None:
-        raise ValueError(f"case {passage.case.case_id}: written before it was read")
-    passage.probabilities = job.predictor.restore(passage.scans)
-    passage.scans = []
-    passage.mask = to_mask(
-        passage.probabilities, job.predictor.plan, **job.operating_point, voxel_mm3=passage.grid.voxel_mm3
+    """Writes the mask on the scan's own grid and, on request, the probabilities and the uncertainty."""
+    found = passage.prediction
+    if passage.grid is None or found is None:
+        raise ValueError(f"case {passage.case.case_id}: written before it was predicted")
+    remove_small(
+        found.mask, job.predictor.plan, min_lesion_mm3=job.point.min_lesion_mm3, voxel_mm3=passage.grid.voxel_mm3
     )
-    if job.probabilities:
-        passage.path = job.output / "probabilities" / f"{passage.case.case_id}.nii.gz"
-        write_probability(passage.path, passage.probabilities, passage.grid, passage.header)
-    passage.path = job.mask_path(passage.case)
-    write_mask(passage.path, passage.mask, passage.grid, passage.header)
+    maps = {"probabilities": found.probabilities, "uncertainty": found.uncertainty}
+    names = job.outputs_of(passage.case.case_id)
+    for name in names:
+        passage.path = job.output / name
+        values = maps.get(name.split("/")[0])
+        if values is not None:
+            write_probability(passage.path, values, passage.grid, passage.header)
+        else:
+            write_mask(passage.path, found.mask, passage.grid, passage.header)
+    passage.outputs = {name: sha256_of(job.output / name) for name in names}
 
 
 def evaluate(job: Job, passage: Passage) -> None:
-    """Compares the mask with the expert's, where there are labels."""
-    if job.labels is None or passage.mask is None or passage.probabilities is None or passage.grid is None:
+    """Compares the mask with the expert's, where there are labels, and writes the map of its lesions."""
+    found, case_id = passage.prediction, passage.case.case_id
+    if job.labels is None or found is None or found.probabilities is None or passage.grid is None:
         return
     passage.path = job.labels
-    passage.path = find_label(job.labels, passage.case.case_id)
+    passage.path = find_label(job.labels, case_id)
     label, grid = read_mask(passage.path)
     require_same_grid(passage.grid, passage.case.image_paths[0], grid, passage.path)
-    passage.inputs[str(passage.path)] = sha256_of(passage.path)
-    passage.results = [
-        evaluate_case(
-            passage.case.case_id,
+    passage.label = {str(passage.path): sha256_of(passage.path)}
+    results = []
+    classes = job.predictor.plan.label_values
+    for index, (name, value) in enumerate(classes.items()):
+        result, pair = measure(
+            case_id,
             label,
-            passage.mask,
+            found.mask,
             grid,
             config=job.predictor.config.evaluation,
-            value=value,
+            values=(value,),
             class_name=name,
-            probability=passage.probabilities[..., index],
+            probability=found.probabilities[..., index],
             distances=True,
             froc=True,
         )
-        for index, (name, value) in enumerate(job.predictor.plan.label_values.items())
-    ]
+        results.append(_noted(result, job, passage))
+        suffix = f"_{value}" if len(classes) > 1 else ""
+        path = job.output / REPORT / MAPS / f"{case_id}{suffix}.nii.gz"
+        write_lesion_map(path, np.asarray(lesion_map(pair, grid.shape)), grid)
+    passage.results = results
+
+
+def _noted(result: CaseResult, job: Job, passage: Passage) -> CaseResult:
+    chose = bool(job.point.seen & set(passage.inputs.values()))
+    return replace(result, notes=(*result.notes, CHOSE_THE_POINT)) if chose else result
 
 
 def _peak_memory_mib() -> float:

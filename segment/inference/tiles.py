@@ -1,4 +1,4 @@
-"""Sliding windows over a volume on the network's grid, blended into probabilities, and from probabilities to a mask."""
+"""Windows over a volume on the network's grid: where they lie, what the network says, and from there to a mask."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, softmax
 
-from segment.data.planning import Plan
+from segment.data.planning import Plan, network_input
 from segment.errors import InputError
 from segment.evaluation.lesions import below, find_components, look_up
 
@@ -34,6 +34,9 @@ class AxisTile:
     target: slice
     source: slice
     weight: np.ndarray
+
+
+Tile = tuple[AxisTile, ...]  # one window in the volume: its part along each of the three axes
 
 
 def axis_starts(size: int, window: int, overlap: float) -> list[int]:
@@ -74,51 +77,79 @@ def axis_tiles(size: int, window: int, overlap: float) -> list[AxisTile]:
     return tiles
 
 
-def predict_volume(forward: Forward, image: np.ndarray, plan: Plan, *, overlap: float, window_batch: int) -> np.ndarray:
-    """Predicts a volume of any size window by window; windows of a 2D plan are slices across its slice axis.
-
-    Where the volume is smaller than the window, or the window reaches outside, the network sees zeros.
+def window_tiles(shape: Sequence[int], plan: Plan, *, overlap: float, axis: int) -> list[Tile]:
+    """The windows that cover a volume, those with the lowest first voxel along `axis` first.
 
     Args:
-        forward: The network. Always called with `window_batch` windows; the last batch is filled up with repeats.
-        image: float32 [x, y, z, channels] on the network's grid, also memory-mapped.
-        plan: Patch size and classes.
+        shape: Voxels per axis of the volume.
+        plan: The patch size.
         overlap: Part of a window that neighbours share at least, in [0, 1).
-        window_batch: Windows at a time.
+        axis: Along which the volume is finished slab by slab.
+    """
+    sides = (axis_tiles(size, window, overlap) for size, window in zip(shape, plan.patch_size, strict=True))
+    return sorted(itertools.product(*sides), key=lambda tile: tile[axis].target.start)
+
+
+def window_shape(plan: Plan) -> tuple[int, ...]:
+    """Voxels of the volume per axis that the network sees of a window: the patch, and with it neighbouring slices."""
+    return tuple(plan.slices if axis == plan.slice_axis else size for axis, size in enumerate(plan.patch_size))
+
+
+def cut_window(image: np.ndarray, tile: Tile, plan: Plan, window: np.ndarray) -> None:
+    """Fills a window with its part of the volume, and with zeros where it reaches outside.
+
+    Args:
+        image: float32 [x, y, z, channels] on the network's grid, also memory-mapped.
+        tile: The window's place.
+        plan: How many slices a 2D model sees.
+        window: float32 [*window_shape, channels], overwritten.
+    """
+    source, target = [side.source for side in tile], [side.target for side in tile]
+    if plan.slice_axis is not None and plan.slices > 1:
+        axis, around = plan.slice_axis, plan.slices // 2
+        middle = target[axis].start
+        first, stop = max(0, middle - around), min(image.shape[axis], middle + around + 1)
+        target[axis] = slice(first, stop)
+        source[axis] = slice(first - middle + around, stop - middle + around)
+    inside = window[tuple(source)]
+    if inside.size < window.size:
+        window.fill(0.0)
+    inside[...] = image[tuple(target)]
+
+
+def predict_windows(forward: Forward, windows: np.ndarray, plan: Plan) -> np.ndarray:
+    """Probabilities of a batch of windows.
+
+    Args:
+        forward: The network.
+        windows: float32 [batch, *window_shape, channels].
 
     Returns:
-        float32 [x, y, z, classes] in [0, 1]: the sigmoids of the logits, averaged with Gaussian weights. Holds no more
-        than this array and one batch beside the image.
+        float32 [batch, *patch, classes] in [0, 1].
 
     Raises:
         InputError: The network gave NaN.
     """
-    sizes = zip(image.shape[:3], plan.patch_size, strict=True)
-    tiles = list(itertools.product(*(axis_tiles(size, window, overlap) for size, window in sizes)))
-    result = np.zeros((*image.shape[:3], plan.classes), np.float32)
-    for first in range(0, len(tiles), window_batch):
-        group = tiles[first : first + window_batch]
-        probabilities = _predict_windows(forward, _cut(image, group, plan, window_batch), plan)
-        for tile, probability in zip(group, probabilities, strict=False):
-            _blend(result, tile, probability)
-    return np.clip(result, 0.0, 1.0, out=result)  # weights sum to 1 up to rounding
+    logits = forward(network_input(windows, plan))
+    if plan.slice_axis is not None:
+        logits = np.expand_dims(logits, 1 + plan.slice_axis)
+    return probabilities_of(np.asarray(logits, np.float32), plan)
 
 
-def _cut(image: np.ndarray, group: Sequence[tuple[AxisTile, ...]], plan: Plan, window_batch: int) -> np.ndarray:
-    windows = np.zeros((window_batch, *plan.patch_size, image.shape[-1]), np.float32)
-    for window, tile in zip(windows, group, strict=False):
-        window[tuple(axis.source for axis in tile)] = image[tuple(axis.target for axis in tile)]
-    windows[len(group) :] = windows[len(group) - 1]
-    return windows
+def probabilities_of(logits: np.ndarray, plan: Plan) -> np.ndarray:
+    """What the network's logits say of each class: the plan's activation, the only place where inference applies it.
 
+    Args:
+        logits: float32 [..., outputs].
+        plan: The classes, and whether they exclude each other.
 
-def _predict_windows(forward: Forward, windows: np.ndarray, plan: Plan) -> np.ndarray:
-    """float32 [batch, x, y, z, classes]: probabilities; the slice axis of a 2D plan is left out for the network."""
-    if plan.slice_axis is None:
-        logits = forward(windows)
-    else:
-        logits = np.expand_dims(forward(windows.squeeze(1 + plan.slice_axis)), 1 + plan.slice_axis)
-    probabilities = expit(np.asarray(logits, np.float32))
+    Returns:
+        float32 [..., classes] in [0, 1].
+
+    Raises:
+        InputError: A logit is NaN.
+    """
+    probabilities = softmax(logits, axis=-1)[..., 1:] if plan.softmax else expit(logits)
     if np.isnan(probabilities).any():
         raise InputError(
             "the network gave NaN; expected finite logits: choose a model from before training diverged "
@@ -127,37 +158,68 @@ def _predict_windows(forward: Forward, windows: np.ndarray, plan: Plan) -> np.nd
     return probabilities
 
 
-def _blend(result: np.ndarray, tile: tuple[AxisTile, ...], probability: np.ndarray) -> None:
-    part = probability[tuple(axis.source for axis in tile)]
-    x, y, z = (axis.weight for axis in tile)
-    weight = x[:, None, None, None] * y[:, None, None] * z[:, None]
-    result[tuple(axis.target for axis in tile)] += part * weight
+def blend(total: np.ndarray, first: int, axis: int, tile: Tile, values: np.ndarray) -> None:
+    """Adds a window's values with its weights to the planes `first` and after along `axis` that `total` holds.
+
+    Args:
+        total: float32 [x, y, z, classes], a part of the volume along `axis` that holds all of the window's voxels.
+        first: Plane of the volume that is the first of `total`.
+        axis: 0, 1 or 2.
+        tile: The window's place in the volume.
+        values: float32 [*patch, classes].
+    """
+    x, y, z = (side.weight for side in tile)
+    weight = x[:, None, None, None] * (y[:, None] * z)[..., None]
+    target = [side.target for side in tile]
+    target[axis] = slice(target[axis].start - first, target[axis].stop - first)
+    total[tuple(target)] += values[tuple(side.source for side in tile)] * weight
 
 
-def to_mask(
-    probabilities: np.ndarray, plan: Plan, *, threshold: float, min_lesion_mm3: float, voxel_mm3: float
-) -> np.ndarray:
-    """Turns probabilities into label values.
+def label_voxels(probabilities: np.ndarray, plan: Plan, *, threshold: float) -> np.ndarray:
+    """Turns probabilities into label values, voxel by voxel.
 
     Args:
         probabilities: float32 [x, y, z, classes] in [0, 1]; an empty array gives an empty mask.
         plan: The classes' label values.
         threshold: A voxel takes the class of highest probability among those that reach it; the first of equals.
-        min_lesion_mm3: Connected components (26 neighbours) of a class below this volume are removed; 0 removes none.
-        voxel_mm3: Volume of a voxel.
 
     Returns:
         uint8 [x, y, z] of the values in `plan.label_values`, 0 elsewhere.
     """
+    if plan.classes == 1:
+        (value,) = plan.label_values.values()
+        return (probabilities[..., 0] >= threshold) * np.uint8(value)
     mask = np.zeros(probabilities.shape[:-1], np.uint8)
     highest = np.full(mask.shape, -np.inf, np.float32)
     for index, value in enumerate(plan.label_values.values()):
         probability = probabilities[..., index]
         mask[(probability >= threshold) & (probability > highest)] = value
         np.maximum(highest, probability, out=highest)
-    if min_lesion_mm3 > 0:
-        for value in plan.label_values.values():
-            components = find_components(mask == value)
-            small = below(components.n_voxels * voxel_mm3, min_lesion_mm3)
+    return mask
+
+
+def remove_small(mask: np.ndarray, plan: Plan, *, min_lesion_mm3: float, voxel_mm3: float) -> None:
+    """Sets connected components (26 neighbours) of a class that are smaller than a volume to 0, in place.
+
+    Args:
+        mask: uint8 [x, y, z] of label values.
+        plan: The classes' label values.
+        min_lesion_mm3: Components below it go; 0 removes none.
+        voxel_mm3: Volume of a voxel.
+    """
+    if min_lesion_mm3 <= 0:
+        return
+    for value in plan.label_values.values():
+        components = find_components(mask == value)
+        small = below(components.n_voxels * voxel_mm3, min_lesion_mm3)
+        if small.any():
             mask[look_up(np.append(False, small), components.labels)] = 0
+
+
+def to_mask(
+    probabilities: np.ndarray, plan: Plan, *, threshold: float, min_lesion_mm3: float, voxel_mm3: float
+) -> np.ndarray:
+    """`label_voxels`, then `remove_small`: float32 [x, y, z, classes] to uint8 [x, y, z] of label values."""
+    mask = label_voxels(probabilities, plan, threshold=threshold)
+    remove_small(mask, plan, min_lesion_mm3=min_lesion_mm3, voxel_mm3=voxel_mm3)
     return mask

@@ -20,7 +20,7 @@ from segment.losses.classes import (
 )
 from segment.losses.crossentropy import binary_crossentropy, focal
 from segment.losses.distance import boundary, distance_regression
-from segment.losses.hybrid import Hybrid, HybridOutput, build_hybrid, supervised_loss
+from segment.losses.hybrid import Hybrid, HybridOutput, build_hybrid, split_outputs, supervised_loss
 from segment.losses.lesionwise import component_dice
 from segment.losses.overlap import dice, focal_tversky, tversky
 
@@ -49,6 +49,7 @@ __all__ = [
     "distance_regression",
     "focal",
     "focal_tversky",
+    "split_outputs",
     "supervised_loss",
     "tversky",
 ]

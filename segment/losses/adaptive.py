@@ -89,16 +89,24 @@ class GradientNorm(Weighting):
         return self._weights(tf.convert_to_tensor(self.square), tf.convert_to_tensor(self.mass))
 
     def combine(self, losses: Sequence[tf.Tensor], statistics: Statistics) -> tuple[tf.Tensor, tf.Tensor]:
-        # Only a first step, which has no running mean yet, looks at its own norms: of all replicas, so that all agree.
-        own = self._squares(statistics)
-        context = tf.distribute.get_replica_context()
-        if context is not None and context.num_replicas_in_sync > 1:
-            own = context.all_reduce(tf.distribute.ReduceOp.MEAN, own)
+        own = self._squares(statistics)  # only a first step, which has no running mean yet, looks at its own norms
         own_mass = tf.cast(_is_information(own), tf.float32)
         unknown = self.mass == 0.0
         square = tf.where(unknown, tf.where(own_mass > 0, own, tf.zeros_like(own)), self.square)
         weights = tf.stop_gradient(self._weights(square, tf.where(unknown, own_mass, self.mass)))
         return weighted_sum(weights, losses), weights
+
+    def agreed(self, statistics: Statistics) -> Statistics:
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            return statistics
+        squares = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.MEAN, self._squares(statistics)))
+        names = (f"gradient_square/{name}" for name in (*self.names, REFERENCE))
+        return dict(zip(names, squares, strict=True))
+
+    def unknown(self) -> tf.Tensor:
+        """Whether some term has no running mean yet, bool scalar."""
+        return tf.reduce_any(self.mass == 0.0)
 
     def update(self, statistics: Statistics, share_done: tf.Tensor) -> None:
         squares, keep = self._squares(statistics), self._momentum

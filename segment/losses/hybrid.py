@@ -86,9 +86,28 @@ class Hybrid(tf.Module):
         squares = [_mean_square(tape.gradient(loss, outputs)) for loss in [*losses, reference]]
         return losses, {f"gradient_square/{name}": square for name, square in zip(names, squares, strict=True)}
 
-    def combine(self, losses: Sequence[tf.Tensor], statistics: dict[str, tf.Tensor]) -> HybridOutput:
-        """The total of the measured terms, with all statistics."""
-        total, weights = self.weighting.combine(losses, statistics)
+    def gradient_statistics(
+        self,
+        y_true: tf.Tensor,
+        logits: tf.Tensor,
+        *,
+        weight: tf.Tensor | None = None,
+        cells: tf.Tensor | None = None,
+        distance: tf.Tensor | None = None,
+        predicted_distance: tf.Tensor | None = None,
+    ) -> dict[str, tf.Tensor]:
+        """Only the "gradient_square/<name>" of a batch; their mean over batches is `measured` of `supervised_loss`."""
+        maps = {"cells": cells, "distance": distance, "predicted_distance": predicted_distance}
+        return self.measure(y_true, logits, weight=weight, maps=maps)[1]
+
+    def combine(
+        self,
+        losses: Sequence[tf.Tensor],
+        statistics: dict[str, tf.Tensor],
+        measured: dict[str, tf.Tensor] | None = None,
+    ) -> HybridOutput:
+        """The total of the measured terms, with all statistics; `measured` as for `supervised_loss`."""
+        total, weights = self.weighting.combine(losses, measured or self.weighting.agreed(statistics))
         statistics = {
             f"loss/{term.name}": tf.reduce_mean(loss) for term, loss in zip(self.terms, losses, strict=True)
         } | (statistics | self.weighting.scalars(weights))
@@ -131,6 +150,17 @@ def build_hybrid(config: LossConfig) -> Hybrid:
     return Hybrid([build_term(section) for section in config.terms], build_weighting(config))
 
 
+def split_outputs(hybrid: Hybrid, outputs: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+    """The logits among a network's outputs, finest first, and the maps that the network itself predicts.
+
+    Where a term asks for "predicted_distance", the network has a head for it, and it is the last output.
+    """
+    if "predicted_distance" not in hybrid.maps:
+        return list(outputs), {}
+    *logits, predicted = outputs
+    return logits, {"predicted_distance": predicted}
+
+
 def supervised_loss(
     hybrid: Hybrid,
     y_true: tf.Tensor,
@@ -140,6 +170,7 @@ def supervised_loss(
     cells: tf.Tensor | None = None,
     distance: tf.Tensor | None = None,
     predicted_distance: tf.Tensor | None = None,
+    measured: dict[str, tf.Tensor] | None = None,
 ) -> HybridOutput:
     """The hybrid loss of a network with one output or with deep supervision.
 
@@ -153,6 +184,8 @@ def supervised_loss(
         cells: for component_dice, see there.
         distance: for boundary and distance_regression, see there.
         predicted_distance: output of a second head [batch, *spatial, K], for distance_regression.
+        measured: gradient statistics to choose the weights by instead of this batch's own, for a batch that is a part
+            of a step: their means over all batches and replicas.
 
     Raises:
         InputError: Shapes do not fit together, or a term misses its map.
@@ -168,7 +201,7 @@ def supervised_loss(
         for index, term in enumerate(hybrid.terms):
             if not term.maps:
                 losses[index] += share * term(voxels, maps)
-    return hybrid.combine(losses, statistics)
+    return hybrid.combine(losses, statistics, measured)
 
 
 def _mean_square(gradients: Sequence[tf.Tensor | None]) -> tf.Tensor:

@@ -39,6 +39,10 @@ class Weighting(tf.Module):
         weights = self.weights()
         return weighted_sum(weights, losses), weights
 
+    def agreed(self, statistics: Statistics) -> Statistics:
+        """The statistics that `combine` looks at, equal on all replicas; in replica context, outside of loops."""
+        return statistics
+
     def scalars(self, weights: tf.Tensor) -> dict[str, tf.Tensor]:
         """What is logged of weights [terms]: "weight/<term>"."""
         parts = tf.unstack(weights, num=len(self.names))

@@ -1,8 +1,7 @@
-"""Layers that Keras does not have, or has only slowly: instance normalisation and upsampling by pixel shuffle."""
+"""Layers that Keras does not have, or has only slowly, or under two names: instance normalisation and leaky ReLU."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,50 +72,6 @@ class InstanceNorm(tf.keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "epsilon": self.epsilon}
-
-
-def pixel_shuffle(features: tf.Tensor, strides: Sequence[int]) -> tf.Tensor:
-    """Spreads groups of channels over blocks of `strides` voxels (Shi et al. 2016, arXiv 1609.05158).
-
-    Args:
-        features: `[batch, *spatial, prod(strides) * channels]`, spatial sizes known; the last axis runs over the
-            positions in a block in C order, and for each over its channels.
-        strides: Block size for each spatial axis.
-
-    Returns:
-        `[batch, *(spatial * strides), channels]` in the same dtype.
-    """
-    dimensions = len(strides)
-    spatial = features.shape[1:-1]
-    channels = features.shape[-1] // math.prod(strides)
-    blocks = tf.reshape(features, [-1, *spatial, *strides, channels])
-    order = [0]
-    for axis in range(dimensions):
-        order += [1 + axis, 1 + dimensions + axis]
-    blocks = tf.transpose(blocks, [*order, 1 + 2 * dimensions])
-    return tf.reshape(blocks, [-1, *(size * stride for size, stride in zip(spatial, strides, strict=True)), channels])
-
-
-@tf.keras.utils.register_keras_serializable(package="segment")
-class PixelShuffle(tf.keras.layers.Layer):
-    """`pixel_shuffle` with fixed strides."""
-
-    def __init__(self, *, strides: Sequence[int], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.strides = tuple(int(stride) for stride in strides)
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        return pixel_shuffle(inputs, self.strides)
-
-    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
-        batch, *spatial, channels = input_shape
-        if channels is None or None in spatial:
-            raise ValueError(f"expected known spatial sizes and channels, found {tuple(input_shape)}")
-        finer = (size * stride for size, stride in zip(spatial, self.strides, strict=True) if size is not None)
-        return (batch, *finer, channels // math.prod(self.strides))
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "strides": list(self.strides)}
 
 
 @tf.keras.utils.register_keras_serializable(package="segment")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from segment.model.layers import InstanceNorm, LeakyReLU, PixelShuffle
+from segment.model.layers import InstanceNorm, LeakyReLU
+from segment.model.upsampling import UpsampleJoin
 
 if TYPE_CHECKING:
     from segment.data.planning import Plan
@@ -27,15 +28,16 @@ def build_unet(plan: Plan, *, seed: int) -> tf.keras.Model:
 
     Each level has two convolutions, each followed by instance norm and leaky ReLU, with a shortcut around both if the
     plan says residual. The first convolution of a level after the first has the level's stride. The way up is a 1x1
-    convolution with pixel shuffle, joined with the features of the same level on the way down.
+    convolution with pixel shuffle, joined with the features of the same level on the way down (`UpsampleJoin`).
 
     Args:
         plan: Filters, strides and kernels per level; 2 or 3 dimensions; the patch size fixes the spatial input size.
         seed: The same seed gives the same weights.
 
     Returns:
-        A model from `[batch, *patch, channels]` to float32 logits `[batch, *patch, classes]`; with deep supervision and
-        more than two levels, to a list of logits, one for each level of the way up, finest first.
+        A model from `[batch, *patch, channels]` to float32 logits `[batch, *patch, outputs]`; with deep supervision and
+        more than two levels, to a list of logits, one for each level of the way up, finest first. With a distance head
+        the last of the list is its output, float32 `[batch, *patch, classes]` in mm.
     """
     return _Builder(plan, seed).build()
 
@@ -51,7 +53,7 @@ class _Builder:
     def build(self) -> tf.keras.Model:
         plan = self._plan
         patch = [size for axis, size in enumerate(plan.patch_size) if plan.dimensions == 3 or axis != plan.slice_axis]
-        inputs = self._layers.Input((*patch, plan.channels), name="image")
+        inputs = self._layers.Input((*patch, plan.network_channels), name="image")
         features, skips = inputs, list[tf.Tensor]()
         for level in range(len(plan.filters)):
             strides = plan.strides[level - 1] if level else (1,) * plan.dimensions
@@ -59,17 +61,39 @@ class _Builder:
             skips.append(features)
         outputs: list[tf.Tensor] = []
         for level in reversed(range(len(plan.filters) - 1)):
-            features = self._upsample(features, level)
-            features = self._layers.Concatenate(name=f"up{level}_join")([features, skips[level]])
-            features = self._level(features, level, (1,) * plan.dimensions, f"up{level}")
+            features = self._up_level(features, skips[level], level)
             if level == 0 or plan.deep_supervision:
                 outputs.insert(0, self._logits(features, level))
+        if plan.distance_head:
+            outputs.append(self._head(features, plan.classes, 0.0, "distance"))
         return tf.keras.Model(inputs, outputs if len(outputs) > 1 else outputs[0], name="unet")
 
     def _level(self, features: tf.Tensor, level: int, strides: Sequence[int], name: str) -> tf.Tensor:
         shortcut = self._shortcut(features, level, strides, name) if self._plan.residual else None
-        features = self._activation(self._conv_norm(features, level, strides, f"{name}_a"), f"{name}_a")
-        features = self._conv_norm(features, level, (1,) * len(strides), f"{name}_b")
+        features = self._conv(features, self._plan.filters[level], self._plan.kernels[level], strides, f"{name}_a")
+        return self._rest_of_level(features, shortcut, level, name)
+
+    def _up_level(self, coarse: tf.Tensor, skip: tf.Tensor, level: int) -> tf.Tensor:
+        name, residual = f"up{level}", self._plan.residual
+        features = UpsampleJoin(
+            filters=self._plan.filters[level],
+            strides=self._plan.strides[level],
+            size=self._plan.kernels[level],
+            seeds=[self._seed() for _ in range(3)],
+            shortcut=residual,
+            name=f"{name}_join",
+        )([coarse, skip])
+        features, shortcut = features if residual else (features, None)
+        if shortcut is not None:
+            shortcut = InstanceNorm(epsilon=EPSILON, name=f"{name}_shortcut_norm")(shortcut)
+        return self._rest_of_level(features, shortcut, level, name)
+
+    def _rest_of_level(self, features: tf.Tensor, shortcut: tf.Tensor | None, level: int, name: str) -> tf.Tensor:
+        """What follows a level's first convolution."""
+        features = self._activation(InstanceNorm(epsilon=EPSILON, name=f"{name}_a_norm")(features), f"{name}_a")
+        ones = (1,) * self._plan.dimensions
+        features = self._conv(features, self._plan.filters[level], self._plan.kernels[level], ones, f"{name}_b")
+        features = InstanceNorm(epsilon=EPSILON, name=f"{name}_b_norm")(features)
         if shortcut is not None:
             features = self._layers.Add(name=f"{name}_add")([features, shortcut])
         return self._activation(features, f"{name}_b")
@@ -80,10 +104,6 @@ class _Builder:
             return features
         features = self._conv(features, self._plan.filters[level], strides, strides, f"{name}_shortcut")
         return InstanceNorm(epsilon=EPSILON, name=f"{name}_shortcut_norm")(features)
-
-    def _conv_norm(self, features: tf.Tensor, level: int, strides: Sequence[int], name: str) -> tf.Tensor:
-        features = self._conv(features, self._plan.filters[level], self._plan.kernels[level], strides, name)
-        return InstanceNorm(epsilon=EPSILON, name=f"{name}_norm")(features)
 
     def _conv(
         self, features: tf.Tensor, filters: int, kernel: Sequence[int], strides: Sequence[int], name: str
@@ -102,23 +122,22 @@ class _Builder:
     def _activation(self, features: tf.Tensor, name: str) -> tf.Tensor:
         return LeakyReLU(slope=NEGATIVE_SLOPE, name=f"{name}_relu")(features)
 
-    def _upsample(self, features: tf.Tensor, level: int) -> tf.Tensor:
-        """Equal to a transposed convolution with kernel and stride alike, the faster way round in bf16 and on XLA."""
-        strides = self._plan.strides[level]
-        ones = (1,) * len(strides)
-        features = self._conv(features, self._plan.filters[level] * math.prod(strides), ones, ones, f"up{level}_expand")
-        return PixelShuffle(strides=strides, name=f"up{level}_shuffle")(features)
-
     def _logits(self, features: tf.Tensor, level: int) -> tf.Tensor:
         low, high = FOREGROUND_RANGE
-        rate = min(max(self._plan.foreground_share, low), high)
+        rate, classes = min(max(self._plan.foreground_share, low), high), self._plan.classes
+        bias: float | list[float] = math.log(rate / (1 - rate))
+        if self._plan.softmax:  # the log-odds of the background against each class, all of them equally frequent
+            bias = [math.log(classes * (1 - rate) / rate), *[0.0] * classes]
+        return self._head(features, self._plan.outputs, bias, f"logits{level}")
+
+    def _head(self, features: tf.Tensor, channels: int, bias: float | list[float], name: str) -> tf.Tensor:
         # A dense layer over the channels is a 1x1 convolution, computed in half the time.
         return self._layers.Dense(
-            self._plan.classes,
+            channels,
             kernel_initializer=tf.keras.initializers.RandomNormal(stddev=LOGIT_KERNEL_DEVIATION, seed=self._seed()),
-            bias_initializer=tf.keras.initializers.Constant(math.log(rate / (1 - rate))),
+            bias_initializer=tf.keras.initializers.Constant(bias),
             dtype="float32",
-            name=f"logits{level}",
+            name=name,
         )(features)
 
     def _seed(self) -> int:
@@ -141,7 +160,7 @@ def run_network(model: tf.keras.Model, images: tf.Tensor, *, training: bool) -> 
         training: Handed to the model.
 
     Returns:
-        Float32 logits, finest first: one `[batch, *spatial, classes]` for each output of the model.
+        The model's float32 outputs, in its order: logits `[batch, *spatial, outputs]`, finest first.
     """
     batch = images.shape[0]
     if batch is None or batch > LARGEST_UNROLLED_BATCH or tf.config.list_logical_devices("GPU"):

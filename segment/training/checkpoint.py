@@ -25,6 +25,7 @@ from segment.progress import CONSOLE
 MAGIC = b"segment-checkpoint-1 "
 INFO = "info"  # the JSON text's name in the archive; variables are "part/name" and cannot be called that
 KEPT = 2
+_DAMAGE = (ValueError, KeyError, OSError, zipfile.BadZipFile)
 _NAME = re.compile(r"step-([0-9]{8})\.ckpt")
 
 
@@ -70,7 +71,20 @@ class Checkpoints:
         return path
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None when there is none at all.
+        """The newest checkpoint that is whole, or None when there is none at all; raises as `latest_step` does."""
+        step = self.latest_step()
+        return None if step is None else self.read(step)
+
+    def read(self, step: int) -> Checkpoint:
+        """The checkpoint of a step. Raises InputError when it is missing or damaged."""
+        path = self._path(step)
+        try:
+            return _read(path, step)
+        except _DAMAGE as cause:
+            raise InputError(f"cannot read checkpoint {path}: {cause}; all workers need the same run folder") from cause
+
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint that is whole, or None when there is none at all.
 
         A damaged one is renamed to `.damaged` with a warning, and the one before it is taken.
 
@@ -81,8 +95,9 @@ class Checkpoints:
         for step in found:
             path = self._path(step)
             try:
-                return _read(path, step)
-            except (ValueError, KeyError, OSError, zipfile.BadZipFile) as cause:
+                _read(path, step)
+                return step
+            except _DAMAGE as cause:
                 CONSOLE.print(
                     f"warning: checkpoint {path} is damaged ({cause}); going back to the one before it", soft_wrap=True
                 )

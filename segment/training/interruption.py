@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -27,6 +27,16 @@ class StopRequest:
         """Raises Interrupted when a signal has come."""
         if self.code is not None:
             raise Interrupted(self.code)
+
+    def check_together(self, agree: Callable[[int], int]) -> None:
+        """`check` for several processes: all raise Interrupted at the same call when a signal has come to any.
+
+        Args:
+            agree: Gives the largest of the numbers of all processes, as `Team.agree`.
+        """
+        code = agree(self.code or 0)
+        if code:
+            raise Interrupted(code)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,13 @@ from segment.data.planning import Plan
 from segment.data.preprocessing import PreparedCase
 from segment.progress import CONSOLE, Bar, progress_bar
 from segment.training.checkpoint import Checkpoint, Checkpoints, restore
+from segment.training.distribution import distributed_batches
 from segment.training.interruption import Interrupted, StopRequest
 from segment.training.metrics_log import MetricsLog, StepMeans
+from segment.training.numerics import find_bad_number
 from segment.training.optimizers import learning_rate_at
 from segment.training.step import SKIPS_BEFORE_STOP, TrainingError, TrainStep
+from segment.training.team import Team
 from segment.training.validation import (
     evaluate_prepared,
     headline_figures,
@@ -55,42 +58,51 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What the loop works with: the model and its step, made under the strategy's scope, and the prepared cases."""
+    """What the loop works with: the model and its step, made under the strategy's scope, and the prepared cases.
+
+    `judged` is the model that is validated and saved: the average of the weights with `train.ema_decay`, else the
+    trained one itself. `steps` is the length of the training.
+    """
 
     strategy: tf.distribute.Strategy
     model: tf.keras.Model
+    judged: tf.keras.Model
     hybrid: Any
     step: TrainStep
+    steps: int
     plan: Plan
     train: Sequence[PreparedCase]
     validation: Sequence[PreparedCase]
 
 
 class Loop:
-    """Trains `config.train.steps` steps, going on from the newest checkpoint in the run folder.
+    """Trains `parts.steps` steps, going on from the newest checkpoint in the run folder.
 
     Args:
         config: Of the run; `config.run_dir` exists.
         parts: Model, step and data.
         stop: Asked before each step and each window of a validation.
+        team: The processes that train together. All take the same steps and decisions; the chief alone validates and
+            writes, and tells the others what it found.
 
     Raises:
         InputError: A checkpoint does not fit, or all are damaged.
     """
 
-    def __init__(self, config: Config, parts: Parts, stop: StopRequest) -> None:
+    def __init__(self, config: Config, parts: Parts, stop: StopRequest, team: Team) -> None:
         self._config = config
         self._parts = parts
         self._stop = stop
+        self._team = team
         self._checkpoints = Checkpoints(config.run_dir / "checkpoints")
-        self._forward = make_forward(parts.model, parts.plan, config, before=stop.check)
+        self._forward = make_forward(parts.judged, parts.plan, config, before=stop.check)
         self._means = StepMeans()
         self._busy = self._waited = 0.0  # seconds since the last row, and how many of them were for data
         self._skipped_in_row: Any = 0
         self.progress = Progress()
-        found = self._checkpoints.latest()
-        if found is not None:
-            self._restore(found)
+        step = team.from_chief(self._checkpoints.latest_step)
+        if step is not None:
+            self._restore(self._checkpoints.read(step))
         self._saved = self._began = time.perf_counter()
 
     @property
@@ -106,20 +118,17 @@ class Loop:
             TrainingError: Too many steps in a row had no finite gradient.
             InputError: A file cannot be written.
         """
-        steps = self._config.train.steps
+        steps = self._parts.steps
         progress = self.progress
-        dataset = patch_dataset(
-            self._parts.train, self._parts.plan, self._config, first_step=progress.step, steps=steps - progress.step
-        )
-        batches = iter(self._parts.strategy.experimental_distribute_dataset(dataset))
+        batches = distributed_batches(self._parts.strategy, self._dataset)
         with (
-            MetricsLog(self._config.run_dir, step=progress.step, validated=progress.validated) as log,
+            self._open_log() as log,
             progress_bar("Training", steps, done=progress.step) as bar,
             self._saved_on_interruption(),
         ):
             self._validate_if_due(log)
             while progress.step < steps:
-                self._stop.check()
+                self._stop.check_together(self._team.agree)
                 self._one_step(batches)
                 bar.advance()
                 if progress.step % self._config.train.log_every == 0 or progress.step == steps:
@@ -127,6 +136,17 @@ class Loop:
                 self._validate_if_due(log)
                 if time.perf_counter() - self._saved > 60.0 * self._config.train.checkpoint_minutes:
                     self._save()
+
+    def _dataset(self, shard: tuple[int, int]) -> tf.data.Dataset:
+        done, parts = self.progress.step, self._parts
+        return patch_dataset(
+            parts.train, parts.plan, self._config, first_step=done, steps=parts.steps - done, shard=shard
+        )
+
+    def _open_log(self) -> AbstractContextManager[MetricsLog | None]:
+        if not self._team.chief:
+            return nullcontext()
+        return MetricsLog(self._config.run_dir, step=self.progress.step, validated=self.progress.validated)
 
     @contextmanager
     def _saved_on_interruption(self) -> Iterator[None]:
@@ -140,7 +160,7 @@ class Loop:
         began = time.perf_counter()
         batch = next(batches)
         self._waited += time.perf_counter() - began
-        step, steps = self.progress.step, self._config.train.steps
+        step, steps = self.progress.step, self._parts.steps
         values = self._parts.step(
             batch,
             learning_rate=learning_rate_at((step + 0.5) / steps, self._config.train.optimizer),
@@ -149,6 +169,8 @@ class Loop:
         self._means.add(values)
         # The step before is looked at while this one runs, so a GPU never waits for the host.
         self._require_progress(last_step=step - 1)
+        if self._config.train.debug_numerics and not bool(values["good"]):
+            self._explain(step, values)
         self._skipped_in_row = values["skipped_in_row"]
         self.progress.step = step + 1
         self._busy += time.perf_counter() - began
@@ -159,51 +181,71 @@ class Loop:
         if in_row < SKIPS_BEFORE_STOP:
             return
         first = last_step - in_row + 1
-        # Any batch can be made again from its number.
-        batch = next(iter(patch_dataset(self._parts.train, self._parts.plan, self._config, first_step=first, steps=1)))
-        names = sorted({self._parts.train[int(index)].case.case_id for index in batch["case"].numpy()})
+        _, names = self._batch_again(first)
         raise TrainingError(
             f"training stopped: {in_row} steps in a row had no finite gradient, the first was step {first + 1} "
-            f"on cases {', '.join(names)}; look at these scans, lower train.optimizer.learning_rate "
+            f"on cases {', '.join(sorted(set(names)))}; look at these scans, lower train.optimizer.learning_rate "
             "or set train.precision=float32"
         )
 
-    def _write_row(self, log: MetricsLog, bar: Bar) -> None:
+    def _explain(self, step: int, values: dict[str, Any]) -> None:
+        """train.debug_numerics: says what the first bad number of a skipped step was; stops if scaling is no cure."""
+        batch, names = self._batch_again(step)
+        found = find_bad_number(
+            self._parts.model, self._parts.hybrid, batch, names, scale=float(values["loss_scale"])
+        )
+        text = f"step {step + 1}: {found}"
+        if not found.overflow_of_scale:
+            raise TrainingError(f"training stopped (train.debug_numerics): {text}")
+        CONSOLE.print(f"{text}; the step was skipped", markup=False, soft_wrap=True)
+
+    def _batch_again(self, step: int) -> tuple[dict[str, tf.Tensor], list[str]]:
+        """The batch of a step, counted from 0, which can be made again from its number, and the case of each patch."""
+        parts = self._parts
+        batch = next(iter(patch_dataset(parts.train, parts.plan, self._config, first_step=step, steps=1)))
+        return batch, [parts.train[int(index)].case.case_id for index in batch["case"].numpy()]
+
+    def _write_row(self, log: MetricsLog | None, bar: Bar) -> None:
         step, train = self.progress.step, self._config.train
         row = self._means.row()
-        speed = row.pop("steps") * train.batch_size / max(self._busy, 1e-9)
+        speed = row.pop("steps") * train.patches_per_step / max(self._busy, 1e-9)
         row |= {
-            "learning_rate": learning_rate_at((step - 0.5) / train.steps, train.optimizer),
+            "learning_rate": learning_rate_at((step - 0.5) / self._parts.steps, train.optimizer),
             "data_wait_share": self._waited / max(self._busy, 1e-9),
             "patches_per_second": speed,
         }
         self._busy = self._waited = 0.0
         self._require_progress(last_step=step - 1)
         self.progress.loss = row["loss"]
-        log.metrics(step, row)
+        if log is not None:
+            log.metrics(step, row)
         scale = f" scale {row['loss_scale']:g}" if self._parts.step.loss_scale.scaling else ""
         bar.advance(0, f"loss {row['loss']:.4f}{scale} {speed:.1f} patches/s")
 
-    def _validate_if_due(self, log: MetricsLog) -> None:
+    def _validate_if_due(self, log: MetricsLog | None) -> None:
         progress, train = self.progress, self._config.train
-        due = progress.step == train.steps or progress.step % train.validate_every == 0
+        due = progress.step == self._parts.steps or progress.step % train.validate_every == 0
         if not due or progress.validated == progress.step:
             return
-        results = evaluate_prepared(
-            self._forward, self._parts.validation, self._parts.plan, self._config, distances=False
-        )
-        summary = quick_summary(results, self._config)
+        summary = self._team.from_chief(self._validate)
         figures = headline_figures(summary)
         score = selection_score(figures, train.selection)
         best = score >= tuple(progress.best_score)  # of equals the later one, which has seen more
         if best:
-            save_model(self._parts.model, self.model_path)
+            if self._team.chief:
+                save_model(self._parts.judged, self.model_path)
             progress.best_step, progress.best_score = progress.step, score
         decision = self._parts.hybrid.on_validation(summary)
         progress.validated = progress.step
-        log.validation(progress.step, {**figures, "best": float(best)}, note=decision or "")
+        if log is not None:
+            log.validation(progress.step, {**figures, "best": float(best)}, note=decision or "")
         self._say(figures, best, decision)
         self._save()
+
+    def _validate(self) -> dict[str, Any]:
+        parts = self._parts
+        results = evaluate_prepared(self._forward, parts.validation, parts.plan, self._config, distances=False)
+        return quick_summary(results, self._config)
 
     def _say(self, figures: dict[str, float], best: bool, decision: str | None) -> None:
         shown = {
@@ -212,12 +254,14 @@ class Loop:
             "false positives/scan": "fp_per_scan",
             "Dice": "dice",
         }
-        text = f"step {self.progress.step}/{self._config.train.steps}: loss {in_words(self.progress.loss)}"
+        text = f"step {self.progress.step}/{self._parts.steps}: loss {in_words(self.progress.loss)}"
         text += "".join(f", {name} {in_words(figures[key])}" for name, key in shown.items())
         text += ", best so far" if best else ""
         CONSOLE.print(text if decision is None else f"{text}; {decision}", markup=False, soft_wrap=True)
 
     def _save(self) -> None:
+        if not self._team.chief:
+            return
         now = time.perf_counter()
         info = {
             "progress": asdict(self.progress) | {"seconds": self.progress.seconds + now - self._began},
@@ -230,7 +274,7 @@ class Loop:
         restore(self._parts.step.state(), checkpoint)
         self.progress = Progress(**checkpoint.info["progress"])
         self._means = StepMeans(checkpoint.info["pending"])
-        CONSOLE.print(f"going on from step {checkpoint.step} of {self._config.train.steps}", markup=False)
+        CONSOLE.print(f"going on from step {checkpoint.step} of {self._parts.steps}", markup=False)
 
     def seconds(self) -> float:
         """Time spent training and validating, over all sessions."""

@@ -43,7 +43,8 @@ class Optimizer:
     """Applies gradients that are already averaged over the replicas. Make it under the strategy's scope.
 
     Decoupled weight decay (Loshchilov & Hutter 2019): decayed weights shrink by learning_rate * weight_decay, apart
-    from the gradient's moments. The scales and offsets of norms and all biases, which have one axis, are never decayed.
+    from the gradient's moments. With L2 the step adds `penalty` to the loss and its gradient to the gradients instead.
+    The scales and offsets of norms and all biases, which have one axis, are left out of both.
     """
 
     slots_per_variable: int  # values of the optimizer's own that each weight has
@@ -58,7 +59,9 @@ class Optimizer:
     ) -> None:
         """`variables` are the model's, decayed by the rule above; `undecayed` (learnt loss weights) come after them."""
         self.targets = [*variables, *undecayed]
-        self._decayed = [config.weight_decay > 0 and v.shape.rank > 1 for v in variables] + [False] * len(undecayed)
+        decayed = [config.weight_decay > 0 and v.shape.rank > 1 for v in variables] + [False] * len(undecayed)
+        self.has_penalty = config.decay == "l2" and any(decayed)
+        self._decay = [config.weight_decay if is_decayed else 0.0 for is_decayed in decayed]
         self._strategy = strategy
         self._config = config
         self._slots = [[_zeros_like(v) for v in self.targets] for _ in range(self.slots_per_variable)]
@@ -67,6 +70,18 @@ class Optimizer:
     def _step(self, variable: Any, gradient: tf.Tensor, rate: tf.Tensor, done: tf.Tensor, slots: Sequence[Any]) -> None:
         """Updates one variable on one device; `done` is the number of updates including this one, as float32."""
         raise NotImplementedError
+
+    def penalty(self) -> tuple[tf.Tensor, list[tf.Tensor | None]]:
+        """L2: weight_decay / 2 times the sum of the decayed weights' squares, and its gradients by `targets` (None: 0).
+
+        In replica context; equal on all replicas, so nothing has to be reduced.
+        """
+        gradients = [
+            decay * tf.convert_to_tensor(target) if decay else None
+            for decay, target in zip(self._decay, self.targets, strict=True)
+        ]
+        squares = [tf.nn.l2_loss(target) * decay for decay, target in zip(self._decay, self.targets, strict=True) if decay]
+        return tf.add_n(squares), gradients
 
     def apply(self, gradients: Sequence[Any], rate: tf.Tensor) -> None:
         """One update on every replica. Call it in cross-replica context; it may stand inside a condition.
@@ -78,7 +93,7 @@ class Optimizer:
         done = tf.cast(self.iterations.assign_add(1), tf.float32)
         for index, (target, gradient) in enumerate(zip(self.targets, gradients, strict=True)):
             slots = tuple(slot[index] for slot in self._slots)
-            decay = self._config.weight_decay if self._decayed[index] else 0.0
+            decay = 0.0 if self.has_penalty else self._decay[index]
 
             def update(variable: Any, gradient: Any, rate: Any, done: Any, *slots: Any, decay: float = decay) -> None:
                 if decay:

@@ -1,67 +1,22 @@
-"""Number formats: which one pays on this machine, the Keras policy for it, and the loss scale that float16 needs."""
+"""Number formats in training: the Keras policy, and the loss scale that float16 needs."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import tensorflow as tf
 
 from segment.config import LossScaleConfig
-from segment.errors import InputError
+from segment.model.hardware import PRECISIONS as PRECISIONS
+from segment.model.hardware import compute_capabilities as compute_capabilities
+from segment.model.hardware import read_cpu_flags as read_cpu_flags
+from segment.model.hardware import resolve_precision as resolve_precision
 
-PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 # Beyond this a doubled scale gains nothing and drifts towards infinity when gradients vanish for long (as in NVIDIA
 # Apex).
 LARGEST_SCALE = 2.0**24
 SMALLEST_SCALE = 1.0
-
-
-def resolve_precision(
-    requested: str, *, compute_capabilities: Sequence[tuple[int, int]], cpu_flags: frozenset[str]
-) -> str:
-    """Turns `auto` into the fastest safe format; any other valid name is returned unchanged.
-
-    With GPUs the oldest one decides: bfloat16 from compute capability 8, float16 (with loss scaling) from 7, else
-    float32. Without GPUs bfloat16 needs AMX or AVX512_BF16: elsewhere TensorFlow emulates it, slower than float32.
-
-    Args:
-        requested: `auto` or one of PRECISIONS.
-        compute_capabilities: (major, minor) of each GPU that is used; empty for a run on the CPU.
-        cpu_flags: Feature names of the CPU, for example {"avx2", "amx_bf16"}.
-
-    Raises:
-        InputError: `requested` is unknown.
-    """
-    if requested in PRECISIONS:
-        return requested
-    if requested != "auto":
-        raise InputError(f"train.precision: expected auto or one of {', '.join(PRECISIONS)}, found {requested!r}")
-    if compute_capabilities:
-        major = min(compute_capabilities)[0]
-        if major >= 8:
-            return "mixed_bfloat16"
-        return "mixed_float16" if major == 7 else "float32"
-    return "mixed_bfloat16" if cpu_flags & {"amx_bf16", "avx512_bf16"} else "float32"
-
-
-def compute_capabilities() -> list[tuple[int, int]]:
-    """The (major, minor) compute capability of each visible GPU; (0, 0) for one that does not tell (not NVIDIA's)."""
-    gpus = tf.config.list_physical_devices("GPU")
-    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
-    return [tuple(detail.get("compute_capability", (0, 0))) for detail in details]
-
-
-def read_cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """The feature flags of this machine's first CPU; empty where the file is missing (macOS, Windows)."""
-    try:
-        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return frozenset()
-    line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, flags=re.MULTILINE)
-    return frozenset(line.group(1).split()) if line else frozenset()
 
 
 @contextmanager

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from segment.config import Config, load_config, save_config
-from segment.data.cases import Case, Dataset, Split, find_dataset, split_cases
+from segment.data.bids import read_sidecars
+from segment.data.cases import Case, Dataset, find_dataset
 from segment.data.checks import Finding, check_dataset
 from segment.data.fingerprint import fingerprint
 from segment.data.planning import Plan, make_plan
+from segment.data.splits import Split, split_cases
 from segment.errors import InputError
 from segment.files import MARKER, claim_folder, read_json, write_json
 from segment.progress import CONSOLE
@@ -26,6 +30,7 @@ class RunData:
         plan: Of the network.
         hashes: SHA-256 of every file of both sides, by path.
         findings: Of the data check, empty for a run that goes on.
+        sidecars: JSON sidecars of a BIDS dataset by case and file; empty for a run that goes on.
     """
 
     train: tuple[Case, ...]
@@ -33,6 +38,7 @@ class RunData:
     plan: Plan
     hashes: dict[str, str]
     findings: tuple[Finding, ...]
+    sidecars: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def open_run(config: Config, *, resume: bool, force: bool) -> RunData:
@@ -66,38 +72,74 @@ def open_run(config: Config, *, resume: bool, force: bool) -> RunData:
         CONSOLE.print(
             f"--resume: {folder} holds no run to go on with; starting at step 0", markup=False, soft_wrap=True
         )
+    _require_possible(folder)
     data = _new_data(config)
     claim_folder(folder, force=force, resume=resume)
     save_config(config, folder / "config.yaml")
     write_json(folder / "plan.json", data[0].plan.to_json())
     write_json(folder / "split.json", asdict(data[1]))
+    if data[0].sidecars:
+        write_json(folder / "sidecars.json", data[0].sidecars)
     write_json(folder / "data.json", data[0].hashes)
     return data[0]
 
 
+def _require_possible(folder: Path) -> None:
+    """Raises InputError when a folder that is not there could not be made, without making it."""
+    above = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not above.is_dir():
+        raise InputError(f"run folder {folder}: {above} is a file, expected a folder; choose another --run-dir")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"run folder {folder}: {above} cannot be written to; choose another --run-dir")
+
+
+def join_run(config: Config) -> RunData:
+    """What the chief's `open_run` has made, for another worker of the run; nothing is written.
+
+    Raises:
+        InputError: The run folder or the data is not the chief's, for example because it is on a disk of its own.
+    """
+    saved = config.run_dir / "config.yaml"
+    if not (config.run_dir / "data.json").exists():
+        raise InputError(
+            f"run folder {config.run_dir} of worker 0 is not on this machine; "
+            "multi_worker needs a run folder on a disk that all workers share"
+        )
+    _require_same(load_config(saved), config)
+    return _saved_data(config)
+
+
 def _new_data(config: Config) -> tuple[RunData, Split]:
     options = config.data
-    dataset = find_dataset(options.root, layout=options.layout)
-    dataset, findings = check_dataset(dataset, workers=options.workers, skip_invalid=options.skip_invalid)
-    for finding in findings:
+    dataset = find_dataset(options.root, layout=options.layout, bids=options.bids)
+    cases = len(dataset.cases)
+    dataset, audit = check_dataset(dataset, workers=options.workers, skip_invalid=options.skip_invalid)
+    for finding in audit.findings:
         CONSOLE.print(f"{finding.severity}: {finding.message}", markup=False, soft_wrap=True)
+    if audit.invalid:
+        left_out = f"data.skip_invalid: left out {len(audit.invalid)} of {cases} cases: "
+        CONSOLE.print(left_out + ", ".join(sorted(audit.invalid)), markup=False, soft_wrap=True)
     split = split_cases(
         dataset,
         validation_cases=options.validation_cases,
         validation_share=options.validation_share,
         seed=config.seed,
+        folds=options.folds,
+        fold=options.fold,
+        loads=audit.loads,
     )
     train, validation = _cases(dataset, split.train), _cases(dataset, split.validation)
+    sidecars = read_sidecars(dataset.root, [*train, *validation]) if dataset.layout == "bids" else {}
     # The plan looks at the training side only: validation cases stand for scans that nobody has seen yet.
     seen = Dataset(dataset.root, train, dataset.channel_names, dataset.label_values)
     plan = make_plan(seen, fingerprint(seen, workers=options.workers), config)
-    return RunData(train, validation, plan, data_hashes([*train, *validation]), tuple(findings)), split
+    return RunData(train, validation, plan, data_hashes([*train, *validation]), audit.findings, sidecars), split
 
 
 def _saved_data(config: Config) -> RunData:
     folder = config.run_dir
     split: dict[str, Any] = read_json(folder / "split.json")
-    dataset = find_dataset(config.data.root, layout=config.data.layout)
+    dataset = find_dataset(config.data.root, layout=config.data.layout, bids=config.data.bids)
     train, validation = _cases(dataset, split["train"]), _cases(dataset, split["validation"])
     saved, hashes = read_json(folder / "data.json"), data_hashes([*train, *validation])
     changed = [path for path in sorted(set(saved) | set(hashes)) if saved.get(path) != hashes.get(path)]

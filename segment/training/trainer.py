@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -16,12 +19,16 @@ from rich.table import Table
 from segment.config import Config
 from segment.data.cases import Case
 from segment.data.preprocessing import PreparedCase, prepare_cases
-from segment.files import read_json, write_json
+from segment.files import read_json, sha256_of, write_json
 from segment.inference.model_file import load_model
+from segment.inference.operating_point import PointSearch, describe, write_operating_point
 from segment.losses import build_hybrid
 from segment.model import build_unet
 from segment.progress import CONSOLE
-from segment.training.distribution import check_batch_size, make_strategy
+from segment.training.cluster import Cluster, find_cluster
+from segment.training.distribution import check_batch_size, choose_gpus, lost_worker_explained, make_strategy
+from segment.training.durations import training_steps
+from segment.training.ema import WeightAverage
 from segment.training.interruption import Interrupted, stop_on_signals
 from segment.training.loop import Loop, Parts
 from segment.training.manifest import commit, hardware, peak_memory_gib, versions
@@ -33,8 +40,9 @@ from segment.training.precision import (
     read_cpu_flags,
     resolve_precision,
 )
-from segment.training.run_folder import RunData, open_run
+from segment.training.run_folder import RunData, join_run, open_run
 from segment.training.step import TrainStep, weights_of
+from segment.training.team import Team, meet, say_once
 from segment.training.validation import headline_figures, in_words, make_forward, write_validation
 
 CACHE = "cache"  # prepared cases, in the run folder
@@ -49,7 +57,7 @@ class TrainResult:
         exit_code: 0 when it is done, 130 or 143 when a signal stopped it after a checkpoint.
         step: Steps done.
         best_step: The step whose model is kept; None before the first validation.
-        summary: Of the validation report of that model; None unless the run is done.
+        summary: Of the validation report of that model; None unless the run is done and this is worker 0.
     """
 
     run_dir: Path
@@ -63,7 +71,8 @@ def train(config: Config, *, resume: bool, force: bool) -> TrainResult:
     """Trains one model and reports on its validation cases.
 
     The run folder then holds config.yaml, plan.json, split.json, data.json, manifest.json, metrics.csv, validation.csv,
-    tensorboard/, checkpoints/, model.keras (the best model) and validation/ (masks and report). On SIGTERM or Ctrl-C
+    tensorboard/, checkpoints/, model.keras (the best model), operating_point.json with its plot, and validation/ (masks
+    and report). On SIGTERM or Ctrl-C
     the step is finished and a checkpoint written.
 
     Args:
@@ -74,45 +83,91 @@ def train(config: Config, *, resume: bool, force: bool) -> TrainResult:
     Raises:
         InputError: The run folder, the data or the configuration cannot be used, or the training cannot go on.
     """
-    data = open_run(config, resume=resume, force=force)
-    precision = resolve_precision(
-        config.train.precision, compute_capabilities=compute_capabilities(), cpu_flags=read_cpu_flags()
+    choose_gpus(config.train.gpus)
+    cluster = find_cluster(os.environ) if config.train.strategy == "multi_worker" else None
+    team = Team() if cluster is None else meet(cluster, purpose=_purpose(config, resume=resume, force=force))
+    say_once(team)
+    data, prepared = _open(config, team, resume=resume, force=force)
+    precision = team.from_chief(
+        lambda: resolve_precision(
+            config.train.precision, compute_capabilities=compute_capabilities(), cpu_flags=read_cpu_flags()
+        )
     )
-    parts = _build(config, data, precision)
-    manifest = _manifest(config, data, precision, parts.strategy)
+    with lost_worker_explained(alone=team.alone):
+        parts = _build(config, data, prepared, precision, cluster)
+        manifest = _manifest(config, data, precision, parts.strategy, team)
+        return _run(config, data, parts, manifest, team)
+
+
+def _purpose(config: Config, *, resume: bool, force: bool) -> str:
+    """What all workers of one training have in common, as one text."""
+    options = {"config": config.model_dump(mode="json"), "resume": resume, "force": force, "versions": versions()}
+    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+
+
+def _open(config: Config, team: Team, *, resume: bool, force: bool) -> tuple[RunData, list[PreparedCase]]:
+    """The run and its prepared cases: made or found by the chief, and then read by the others."""
+    found: list[tuple[RunData, list[PreparedCase]]] = []
+
+    def make() -> None:
+        data = open_run(config, resume=resume, force=force)
+        found.append((data, _prepare(config, data)))
+
+    team.from_chief(make)
+    if not team.chief:
+        data = join_run(config)
+        found.append((data, _prepare(config, data)))
+    team.agree(0)  # everybody is still there: TensorFlow would wait long for one that is not
+    return found[0]
+
+
+def _prepare(config: Config, data: RunData) -> list[PreparedCase]:
+    cache = config.run_dir / CACHE
+    return prepare_cases([*data.train, *data.validation], data.plan, cache_dir=cache, workers=config.data.workers)
+
+
+def _run(config: Config, data: RunData, parts: Parts, manifest: dict[str, Any], team: Team) -> TrainResult:
+    """Trains to the end or to a signal."""
     with stop_on_signals() as stop:
-        loop = Loop(config, parts, stop)
+        loop = Loop(config, parts, stop, team)
         try:
             loop.run()
-            summary = _finish(config, data, parts.validation, loop, before=stop.check)
+            summary = team.from_chief(lambda: _finish(config, data, parts.validation, loop, before=stop.check))
         except Interrupted as interrupted:
             CONSOLE.print(
-                f"stopped at step {loop.progress.step} of {config.train.steps}; everything is kept in "
+                f"stopped at step {loop.progress.step} of {parts.steps}; everything is kept in "
                 f"{config.run_dir}: give the same command with --resume to go on",
                 markup=False,
                 soft_wrap=True,
             )
+            team.agree(0)  # schedulers may kill the others as soon as the first one ends
             return TrainResult(config.run_dir, interrupted.code, loop.progress.step, loop.progress.best_step, None)
-    _close(config, manifest, loop)
-    _print_table(config, loop, summary)
-    return TrainResult(config.run_dir, 0, loop.progress.step, loop.progress.best_step, summary)
+    if team.chief:
+        _close(config, manifest, loop)
+        _print_table(config, loop, summary)
+    return TrainResult(
+        config.run_dir, 0, loop.progress.step, loop.progress.best_step, summary if team.chief else None
+    )
 
 
-def _build(config: Config, data: RunData, precision: str) -> Parts:
-    """The prepared cases, and everything with variables under the precision policy and the strategy's scope."""
-    cases = [*data.train, *data.validation]
-    cache = config.run_dir / CACHE
-    prepared = prepare_cases(cases, data.plan, cache_dir=cache, workers=config.data.workers)
+def _build(
+    config: Config, data: RunData, prepared: list[PreparedCase], precision: str, cluster: Cluster | None
+) -> Parts:
+    """Everything with variables, under the precision policy and the strategy's scope."""
     options = config.train
-    strategy = make_strategy(options.strategy)
+    strategy = make_strategy(options.strategy, all_reduce=options.all_reduce, cluster=cluster)
     check_batch_size(options.batch_size, strategy.num_replicas_in_sync)
     with precision_policy(precision), strategy.scope():
         model = build_unet(data.plan, seed=config.seed)
+        judged = build_unet(data.plan, seed=config.seed) if options.ema_decay else model
         hybrid = build_hybrid(config.loss)
         optimizer = make_optimizer(
             weights_of(model), list(hybrid.trainable_variables), strategy=strategy, config=options.optimizer
         )
         loss_scale = LossScale(options.loss_scale, scaling=precision == "mixed_float16")
+    average = None
+    if options.ema_decay:
+        average = WeightAverage(model, judged, strategy=strategy, decay=options.ema_decay)
     step = TrainStep(
         strategy=strategy,
         model=model,
@@ -121,13 +176,18 @@ def _build(config: Config, data: RunData, precision: str) -> Parts:
         loss_scale=loss_scale,
         clip_norm=options.optimizer.clip_norm,
         batch_size=options.batch_size,
+        accumulate_steps=options.accumulate_steps,
+        average=average,
     )
-    count = len(data.train)
-    return Parts(strategy, model, hybrid, step, data.plan, prepared[:count], prepared[count:])
+    train_cases, validation = prepared[: len(data.train)], prepared[len(data.train) :]
+    steps = training_steps(options, train_cases, data.plan)
+    return Parts(strategy, model, judged, hybrid, step, steps, data.plan, train_cases, validation)
 
 
-def _manifest(config: Config, data: RunData, precision: str, strategy: tf.distribute.Strategy) -> dict[str, Any]:
-    """Writes manifest.json as of the start of the session; a resumed run keeps its start and findings."""
+def _manifest(
+    config: Config, data: RunData, precision: str, strategy: tf.distribute.Strategy, team: Team
+) -> dict[str, Any]:
+    """The chief writes manifest.json as of the start of the session; a resumed run keeps its start and findings."""
     path = config.run_dir / "manifest.json"
     before = read_json(path) if path.exists() else {}
     findings = [asdict(finding) for finding in data.findings]
@@ -144,7 +204,8 @@ def _manifest(config: Config, data: RunData, precision: str, strategy: tf.distri
         "data": data.hashes,
         "findings": findings or before.get("findings", []),
     }
-    write_json(path, manifest)
+    if team.chief:
+        write_json(path, manifest)
     return manifest
 
 
@@ -163,17 +224,24 @@ def _close(config: Config, manifest: dict[str, Any], loop: Loop) -> None:
 def _finish(
     config: Config, data: RunData, validation: Sequence[PreparedCase], loop: Loop, *, before: Any
 ) -> dict[str, Any]:
-    """Writes validation/ with the model file as inference will load it, not with the weights in memory."""
+    """Writes validation/ and the operating point with the model file as inference will load it, not from memory."""
     model = load_model(loop.model_path, data.plan)
     hashes = {path: data.hashes[path] for path in _files(data.validation)}
-    return write_validation(
+    search = PointSearch(config)
+    summary = write_validation(
         make_forward(model, data.plan, config, before=before),
         validation,
         data.plan,
         config,
         folder=config.run_dir / "validation",
         inputs=hashes,
+        search=search,
     )
+    point = search.finish(model_sha256=sha256_of(loop.model_path), inputs=hashes)
+    write_operating_point(config.run_dir, point)
+    for line in describe(point):
+        CONSOLE.print(line, markup=False, soft_wrap=True)
+    return summary
 
 
 def _files(cases: tuple[Case, ...]) -> list[str]:

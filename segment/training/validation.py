@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from segment.evaluation.summary import summarise
 from segment.evaluation.tables import write_report
 from segment.files import atomic_path
 from segment.inference.model_file import compile_forward
-from segment.inference.tiles import Forward, predict_volume, to_mask
+from segment.inference.operating_point import PointSearch
+from segment.inference.slabs import predict_volume
+from segment.inference.tiles import Forward, to_mask
 
 
 def window_batch(config: Config) -> int:
@@ -68,6 +71,7 @@ def evaluate_prepared(
     *,
     distances: bool,
     keep: Callable[[PreparedCase, np.ndarray], None] | None = None,
+    search: PointSearch | None = None,
 ) -> list[CaseResult]:
     """Predicts each case and compares it with its label file, one result for each case and class.
 
@@ -75,6 +79,7 @@ def evaluate_prepared(
         prepared: Cases with labels.
         distances: With HD95 and surface Dice, and with the greatest probability in each lesion; slower.
         keep: Called with each case and its mask, for example to write it.
+        search: Is shown each case and class, to choose the operating point; adds the FROC to the results.
 
     Raises:
         InputError: A label file has vanished or changed its grid.
@@ -85,8 +90,9 @@ def evaluate_prepared(
         if keep is not None:
             keep(case, mask)
         label, grid = _read_label(case)
-        results += [
-            evaluate_case(
+        for channel, (name, value) in enumerate(plan.label_values.items()):
+            probability = probabilities[..., channel]
+            result = evaluate_case(
                 case.case.case_id,
                 label,
                 mask,
@@ -94,11 +100,13 @@ def evaluate_prepared(
                 config=config.evaluation,
                 value=value,
                 class_name=name,
-                probability=probabilities[..., channel] if distances else None,
+                probability=probability if distances else None,
                 distances=distances,
             )
-            for channel, (name, value) in enumerate(plan.label_values.items())
-        ]
+            if search is not None:
+                sweep = search.add(case.case.case_id, label == value, probability, grid)
+                result = replace(result, sweep=sweep)
+            results.append(result)
     return results
 
 
@@ -160,11 +168,13 @@ def write_validation(
     *,
     folder: Path,
     inputs: dict[str, str],
+    search: PointSearch,
 ) -> dict[str, Any]:
     """Predicts the validation cases once more in full: masks/CASE.nii.gz and report/ in `folder`.
 
     Args:
         inputs: SHA-256 by path of the files that were read, for the report.
+        search: Is shown every case, to choose the operating point; the masks are those of the configured one.
 
     Returns:
         The report's summary.
@@ -176,7 +186,7 @@ def write_validation(
         scan = read_scan(case.case, with_label=False)
         write_mask(masks / f"{case.case.case_id}.nii.gz", mask, scan.grid, scan.header)
 
-    results = evaluate_prepared(forward, prepared, plan, config, distances=True, keep=keep)
+    results = evaluate_prepared(forward, prepared, plan, config, distances=True, keep=keep, search=search)
     by_id = {case.case.case_id: case for case in prepared}
 
     def pictures(case_id: str) -> CasePictures | None:
@@ -184,6 +194,13 @@ def write_validation(
         mask, _ = read_mask(masks / f"{case_id}.nii.gz")
         return None if scan.label is None else CasePictures(scan.image[..., 0], scan.label, mask, scan.grid)
 
+    options = config.inference
     return write_report(
-        results, folder / "report", config=config.evaluation, seed=config.seed, inputs=inputs, scans=pictures
+        results,
+        folder / "report",
+        config=config.evaluation,
+        seed=config.seed,
+        inputs=inputs,
+        scans=pictures,
+        operating_point={"threshold": options.threshold, "min_lesion_mm3": options.min_lesion_mm3},
     )

@@ -1,0 +1,173 @@
+"""Random changes of intensities of 3D patches, one channel at a time.
+
+Patches are z-scores: negative values, lesions far above 1, and 0 outside the subject, which `change_intensities` keeps.
+Filters run through OpenCV on one thread, several times faster than scipy's; each function here says what it does to
+one channel, a C-ordered float32 [x, y, z] that it may write to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from segment.config import AugmentationConfig
+
+BRIGHTNESS = 0.2  # largest shift, in standard deviations of the scan
+CONTRAST = 0.25  # largest relative change of the scale
+GAMMA = 1.5  # largest exponent; the smallest is its inverse
+NOISE = (0.02, 0.2)  # standard deviation, in standard deviations of the scan
+BLUR = (0.4, 0.9)  # standard deviation in units of the finest spacing: beyond it, lesions of a few voxels are gone
+SMALLEST_SIGMA = 0.2  # voxels; a narrower Gaussian leaves the neighbours less than 1e-5
+BIAS = 0.1  # standard deviation of each coefficient of the bias field's logarithm
+THICK_SLICES = 3.0  # largest slice thickness that is simulated, in units of the finest spacing
+COARSE_VOXELS = 1.75  # largest edge of voxels that are coarser along all axes, in the same unit
+
+Spacing = tuple[float, float, float]
+
+
+def change_intensities(
+    channels: np.ndarray, config: AugmentationConfig, spacing_mm: Spacing, rng: np.random.Generator
+) -> None:
+    """Applies each change to its share of the patches, every channel on its own, in place.
+
+    Args:
+        channels: float32 [channels, x, y, z], C-ordered. Voxels that are 0 stay 0; where nothing is drawn, all values
+            stay bit for bit.
+        config: The shares.
+        spacing_mm: Per axis.
+        rng: All randomness comes from it; its draws do not depend on the values.
+    """
+    # In the order in which a scanner makes them: field and contrast, then the grid, then noise.
+    changes: tuple[tuple[float, Callable[[np.ndarray, np.random.Generator], np.ndarray]], ...] = (
+        (config.bias_field_share, bias_field),
+        (config.gamma_share, gamma),
+        (config.brightness_contrast_share, brightness_contrast),
+        (config.blur_share, lambda channel, own: blur(channel, own, spacing_mm)),
+        (config.low_resolution_share, lambda channel, own: low_resolution(channel, own, spacing_mm)),
+        (config.noise_share, noise),
+    )
+    drawn = [
+        change for (share, change), number in zip(changes, rng.random(len(changes)), strict=True) if number < share
+    ]
+    if not drawn:
+        return
+    for channel in channels:
+        subject = channel != 0
+        changed = channel
+        for change in drawn:
+            changed = change(changed, rng)
+        np.multiply(changed, subject, out=channel)
+
+
+def bias_field(channel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Multiplies by a smooth field, about the darkest value, which stands for no signal.
+
+    The field's logarithm is a polynomial of order 2 in each coordinate, without mixed terms (after Sudre et al.,
+    Medical Image Analysis 2017, who use all terms of a polynomial).
+    """
+    low = channel.min()
+    channel -= low
+    for axis, count in enumerate(channel.shape):
+        place = np.linspace(-1.0, 1.0, count) if count > 1 else np.zeros(1)
+        slope, bend = rng.normal(0.0, BIAS, 2)
+        field = np.exp(slope * place + bend * (place**2 - 1 / 3)).astype(np.float32)
+        channel *= field.reshape([-1 if other == axis else 1 for other in range(3)])
+    channel += low
+    return channel
+
+
+def brightness_contrast(channel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Scales about the scan's mean, which is 0 in z-scores, and shifts."""
+    channel *= np.float32(1 + rng.uniform(-CONTRAST, CONTRAST))
+    channel += np.float32(rng.uniform(-BRIGHTNESS, BRIGHTNESS))
+    return channel
+
+
+def gamma(channel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A power of the intensities between the patch's extremes, which stay; the exponent is log-uniform."""
+    exponent = np.float32(GAMMA ** rng.uniform(-1, 1))
+    low, high = channel.min(), channel.max()
+    if low == high:
+        return channel
+    channel -= low
+    channel *= 1 / (high - low)
+    np.power(channel, exponent, out=channel)
+    channel *= high - low
+    channel += low
+    return channel
+
+
+def noise(channel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Adds Gaussian noise."""
+    sigma = float(rng.uniform(*NOISE))
+    added = np.empty((len(channel), channel[0].size), np.float32)
+    cv2.setRNGSeed(int(rng.integers(2**31)))  # the generator is the thread's own, four times as fast as NumPy's
+    cv2.randn(added, 0.0, sigma)
+    channel += added.reshape(channel.shape)
+    return channel
+
+
+def blur(channel: np.ndarray, rng: np.random.Generator, spacing_mm: Spacing) -> np.ndarray:
+    """A Gaussian of the same width in mm along every axis."""
+    sigma_mm = rng.uniform(*BLUR) * min(spacing_mm)
+    for axis, spacing in enumerate(spacing_mm):
+        sigma = sigma_mm / spacing
+        if sigma >= SMALLEST_SIGMA and channel.shape[axis] > 1:
+            channel = _filter(channel, _gaussian(sigma), axis)
+    return channel
+
+
+def _gaussian(sigma: float) -> np.ndarray:
+    radius = int(3.0 * sigma + 0.5)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    return (weights / weights.sum()).astype(np.float32)
+
+
+def _filter(channel: np.ndarray, kernel: np.ndarray, axis: int) -> np.ndarray:
+    """Correlates [x, y, z] along one axis; the edge values go on outside."""
+    one = np.ones(1, np.float32)
+    if axis == 2:
+        return cv2.sepFilter2D(_rows(channel), -1, kernel, one, borderType=cv2.BORDER_REPLICATE).reshape(channel.shape)
+    if axis == 0:
+        flat = channel.reshape(len(channel), -1)
+        return cv2.sepFilter2D(flat, -1, one, kernel, borderType=cv2.BORDER_REPLICATE).reshape(channel.shape)
+    result = np.empty_like(channel)
+    for source, target in zip(channel, result, strict=True):
+        cv2.sepFilter2D(source, -1, one, kernel, dst=target, borderType=cv2.BORDER_REPLICATE)
+    return result
+
+
+def low_resolution(channel: np.ndarray, rng: np.random.Generator, spacing_mm: Spacing) -> np.ndarray:
+    """Averages to coarser voxels and interpolates back: thick slices along one axis, or larger voxels along all.
+
+    Which of the two is drawn evenly, the thickness uniformly.
+    """
+    thick, axis, share = bool(rng.random() < 0.5), int(rng.integers(3)), rng.random()
+    wanted_mm = min(spacing_mm) * (1 + share * ((THICK_SLICES if thick else COARSE_VOXELS) - 1))
+    for own, spacing in enumerate(spacing_mm):
+        if wanted_mm > spacing and channel.shape[own] > 1 and (own == axis or not thick):
+            channel = _coarser(channel, own, wanted_mm / spacing)
+    return channel
+
+
+def _coarser(channel: np.ndarray, axis: int, factor: float) -> np.ndarray:
+    count = channel.shape[axis]
+    fewer = max(2, round(count / factor))
+    if axis == 2:
+        flat = _rows(channel)
+        small = cv2.resize(flat, (fewer, len(flat)), interpolation=cv2.INTER_AREA)
+        return cv2.resize(small, (count, len(flat)), interpolation=cv2.INTER_LINEAR).reshape(channel.shape)
+    # A picture with the axis down and everything else across: one for axis 0, one for each slab for axis 1.
+    pictures = [channel.reshape(count, -1)] if axis == 0 else list(channel)
+    result = np.empty_like(channel)
+    for source, target in zip(pictures, [result.reshape(count, -1)] if axis == 0 else list(result), strict=True):
+        small = cv2.resize(source, (source.shape[1], fewer), interpolation=cv2.INTER_AREA)
+        cv2.resize(small, (source.shape[1], count), dst=target, interpolation=cv2.INTER_LINEAR)
+    return result
+
+
+def _rows(channel: np.ndarray) -> np.ndarray:
+    """[x, y, z] as a picture [x * y, z]."""
+    return channel.reshape(-1, channel.shape[2])

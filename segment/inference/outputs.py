@@ -1,0 +1,100 @@
+"""The files of an output folder that are about all its cases: manifest.json, failures.csv and report/.
+
+They are made from the records of the cases, so a prediction, a resumed one, a shard and `segment merge-reports` write
+them alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from segment.config import EvaluationConfig
+from segment.data.scan import read_mask, read_volume
+from segment.evaluation.folders import headline
+from segment.evaluation.lesion_map import write_colours
+from segment.evaluation.pictures import CasePictures
+from segment.evaluation.tables import csv_text, write_report
+from segment.files import write_json, write_text
+from segment.inference.records import Record
+from segment.progress import CONSOLE
+
+FAILURE_COLUMNS = ("case", "path", "kind", "message")
+REPORT, MAPS = "report", "lesion_maps"
+HALF = 0.5  # the threshold that is always reported beside the one in use
+
+
+def write_failures(output: Path, records: Sequence[Record], *, suffix: str) -> None:
+    """Writes failures.csv, with a header alone when nothing failed."""
+    rows = [record.failure for record in records if record.failure is not None]
+    write_text(output / f"failures{suffix}.csv", csv_text(FAILURE_COLUMNS, rows))
+
+
+def write_manifest(output: Path, head: Mapping[str, Any], records: Sequence[Record], *, suffix: str) -> None:
+    """Writes manifest.json: what the masks were made with, and what became of each case.
+
+    Args:
+        head: Versions, runs, plan, operating point and settings.
+        records: Of the cases; `peak_memory_mib` is the process's largest up to the end of that case.
+        suffix: What the name ends with, for a shard.
+    """
+    cases = {record.case_id: record.manifest_entry() for record in records}
+    write_json(output / f"manifest{suffix}.json", {**head, "cases": cases})
+
+
+def report_records(output: Path, records: Sequence[Record], head: Mapping[str, Any]) -> None:
+    """Writes report/ on the cases that were compared with a label, and prints its headline.
+
+    Args:
+        output: The output folder.
+        records: Of all cases.
+        head: Of the manifest; `evaluation`, `seed` and `operating_point` are used.
+    """
+    done = {record.case_id: record for record in records if record.results}
+    if not done:
+        CONSOLE.print("no report: no scan was compared with a label", markup=False)
+        return
+
+    def pictures(case_id: str) -> CasePictures:
+        record = done[case_id]
+        image, grid, _ = read_volume(Path(record.images[0]))
+        mask, _ = read_mask(output / "masks" / f"{case_id}.nii.gz")
+        (label_path,) = record.label
+        label, _ = read_mask(Path(label_path))
+        return CasePictures(image, label, mask, grid)
+
+    write_colours(output / REPORT / MAPS)
+    summary = write_report(
+        [result for record in done.values() for result in record.results],
+        output / REPORT,
+        config=EvaluationConfig.model_validate(head["evaluation"]),
+        seed=head["seed"],
+        inputs={path: digest for record in done.values() for path, digest in (record.inputs | record.label).items()},
+        scans=pictures,
+        operating_point=head["operating_point"],
+    )
+    _print_points(summary)
+    print(headline(summary, output / REPORT))
+
+
+def _print_points(summary: Mapping[str, Any]) -> None:
+    """A table of what threshold 0.5 would have found and what the operating point in use found on these scans."""
+    used, micro = summary["operating_point"], summary["micro"]
+    half = next((point for point in summary["froc"]["points"] if point["threshold"] == HALF), None)
+    if half is None or (used["threshold"], used["min_lesion_mm3"]) == (HALF, 0.0):
+        return
+    table = Table(title=f"on these {summary['n_cases']} scans", title_justify="left")
+    for name in ("", "recall", "small-lesion recall", "false positives a scan"):
+        table.add_column(name, justify="right" if name else "left")
+    name = f"threshold {used['threshold']:g}, from {used['min_lesion_mm3']:g} mm3 (used)"
+    rows = (
+        ("threshold 0.5", half["recall"], half["small_lesion_recall"], half["fp_per_scan"]),
+        (name, micro["iou10"]["recall"], micro["small_lesion_recall"], micro["fp_per_scan"]),
+    )
+    for title, *figures in rows:
+        table.add_row(title, *("undefined" if figure is None else f"{figure:.2f}" for figure in figures))
+    Console(highlight=False).print(table)

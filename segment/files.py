@@ -16,7 +16,6 @@ import numpy as np
 
 from segment.errors import InputError
 
-
 LONGEST_NAME = 255  # bytes of a file name on common file systems
 
 

@@ -25,6 +25,7 @@ def make_test_plan(
     normalization: str = "zscore",
     dimensions: int = 3,
     label_values: dict[str, int] | None = None,
+    slices: int = 1,
 ) -> Plan:
     """A plan of two levels with stride 2."""
     return Plan(
@@ -39,6 +40,7 @@ def make_test_plan(
         residual=False,
         deep_supervision=False,
         foreground_share=0.01,
+        slices=slices,
     )
 
 

@@ -22,11 +22,12 @@ from typing import Any
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-import tensorflow as tf  # noqa: E402
+import tensorflow as tf
 
-from segment import cli  # noqa: E402
-from segment.training import trainer  # noqa: E402
-from segment.training.step import TrainStep  # noqa: E402
+from segment import cli
+from segment.training import trainer as trainer
+from segment.training.cluster import FIRST_PORT, PORTS
+from segment.training.step import TrainStep
 
 SECONDS = 120.0  # after which a process counts as hung
 
@@ -112,74 +113,79 @@ def free_ports(count: int) -> list[int]:
 
 def options(folder: Path, run_dir: str, *, steps: int, **train: Any) -> list[str]:
     """The arguments of a training on FOLDER/data with a network of two levels on patches of 16 x 16."""
-    settings = {"steps": steps, "batch_size": 4, "precision": "float32", "log_every": 5, "validate_every": 20, **train}
+    settings = {"steps": steps, "batch_size": 4, "precision": "float32", "log_every": 5, "validate_every": 20}
+    settings |= {"ema_decay": 0.9, "optimizer": {"learning_rate": 0.01}, **train}
     path = folder / f"{run_dir}.yaml"
     sections = {
         "data": {"root": str(folder / "data"), "validation_cases": ["case2"], "workers": 1},
         "model": {"dimensions": 2, "filters": [4, 8], "patch_size": [16, 16]},
-        "train": settings | {"optimizer": {"learning_rate": 0.01}},
+        "loss": {"terms": [{"name": "dice"}], "weighting": {"name": "uncertainty"}},
+        "train": settings,
     }
     path.write_text(json.dumps(sections))  # JSON is YAML
     return [str(path), "--run-dir", str(folder / run_dir)]
 
 
-def slurm_workers(arguments: list[str], *, signals: dict[int, tuple[int, int]] | None = None) -> list[Run]:
-    """Two workers as srun would start them on one node; its ports follow from the number of the job."""
-    ports = free_ports(2)
-    job = {"SLURM_JOB_ID": str(ports[0]), "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2"}
-    return [
-        Run(arguments, environment=job | {"SLURM_PROCID": str(rank)}, signals=(signals or {}).get(rank))
-        for rank in (0, 1)
-    ]
+def slurm_workers(arguments: list[str], signals: tuple[int, int]) -> list[Run]:
+    """Two workers as srun starts them on one node, whose ports follow from the number of the job; 1 gets signals."""
+    job = next(number for number in random.sample(range(PORTS), PORTS) if _free(FIRST_PORT + number))
+    names = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    first, second = (names | {"SLURM_PROCID": str(rank)} for rank in (0, 1))
+    return [Run(arguments, environment=first), Run(arguments, environment=second, signals=signals)]
 
 
-def tf_config_workers(arguments: list[str], *, signals: dict[int, tuple[int, int]] | None = None) -> list[Run]:
-    """Two workers that find each other by TF_CONFIG."""
+def _free(port: int) -> bool:
+    try:
+        for number in (port, port + 1):
+            socket.create_server(("localhost", number)).close()
+    except OSError:
+        return False
+    return True
+
+
+def tf_config_workers(arguments: list[str], signals: tuple[int, int] | None = None) -> list[Run]:
+    """Two workers that find each other by TF_CONFIG; worker 1 gets signals."""
     addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
-    settings = [
-        json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}) for rank in (0, 1)
-    ]
-    return [
-        Run(arguments, environment={"TF_CONFIG": text}, signals=(signals or {}).get(rank))
-        for rank, text in enumerate(settings)
-    ]
+    first, second = (
+        {"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}})}
+        for rank in (0, 1)
+    )
+    return [Run(arguments, environment=first), Run(arguments, environment=second, signals=signals)]
 
 
 def play_workers(folder: Path) -> None:
-    """One process with two replicas; two workers; and two workers of which one is stopped, then one killed."""
-    length = {"steps": 12, "validate_every": 6}
-    one = options(folder, "one", strategy="mirrored", **length)
-    two = options(folder, "two", strategy="multi_worker", **length)
-    together("one", [Run(one, cpus=2)], folder)
-    together("two", slurm_workers(two), folder)
-    broken = options(folder, "broken", strategy="multi_worker", checkpoint_minutes=1e-6, **length)
-    together("stopped", tf_config_workers(broken, signals={1: (4, signal.SIGTERM)}), folder)
-    broken.append("--resume")
-    together("killed", tf_config_workers(broken, signals={1: (5, signal.SIGKILL)}), folder)
-    together("resumed", tf_config_workers(broken), folder)
+    """One process with two replicas, and two workers: worker 1 is asked to stop, then killed, then left alone."""
+    together("one", [Run(options(folder, "one", steps=12, strategy="mirrored"), cpus=2)], folder)
+    two = options(folder, "two", steps=12, strategy="multi_worker", checkpoint_minutes=1e-6)
+    together("stopped", slurm_workers(two, (4, signal.SIGTERM)), folder)
+    two.append("--resume")
+    together("killed", tf_config_workers(two, (5, signal.SIGKILL)), folder)
+    together("resumed", tf_config_workers(two), folder)
 
 
 def play_kills(folder: Path) -> None:
     """60 steps in one go, and 60 steps with kill -9 at ten random moments, each followed by --resume."""
-    straight = options(folder, "straight", steps=60, ema_decay=0.9)
-    together("straight", [Run(straight)], folder)
-    killed = options(folder, "killed", steps=60, ema_decay=0.9, checkpoint_minutes=1e-6)
-    checkpoints = folder / "killed" / "checkpoints"
-    dice = random.Random()
-    moments = []
+    together("straight", [Run(options(folder, "straight", steps=60))], folder)
+    killed = [*options(folder, "killed", steps=60, checkpoint_minutes=1e-6), "--resume"]
+    dice, moments = random.Random(), []
     for _ in range(10):
-        before = _newest(checkpoints)
-        process = start(Run([*killed, "--resume"]), folder / "killed.txt")
-        target, began = before + dice.randint(0, 5), time.monotonic()
-        while _newest(checkpoints) < target and time.monotonic() < began + SECONDS:
-            time.sleep(0.001)
-        time.sleep(dice.uniform(0.0, 2.0 if target == before else 0.05))  # 2 s: anywhere in the start of the process
+        process = start(Run(killed), folder / "killed.txt")
+        _wait_at_random(folder / "killed" / "checkpoints", dice)
         os.kill(process, signal.SIGKILL)
         if wait(process) != -signal.SIGKILL:
             raise SystemExit(f"ended before it was killed: {(folder / 'killed.txt').read_text()}")
-        moments.append(_newest(checkpoints))
+        moments.append(_newest(folder / "killed" / "checkpoints"))
     print(json.dumps({"name": "kills", "moments": moments}), flush=True)
-    together("resumed", [Run([*killed, "--resume"])], folder)
+    together("resumed", [Run(killed)], folder)
+
+
+def _wait_at_random(checkpoints: Path, dice: random.Random) -> None:
+    """Until some steps after the newest checkpoint, and often until a moment in the start of the process."""
+    steps, began = _newest(checkpoints) + dice.randint(1, 4), time.monotonic()
+    limit = SECONDS if dice.random() < 0.7 else dice.uniform(0.0, 3.0)
+    while _newest(checkpoints) < steps and time.monotonic() < began + limit:
+        time.sleep(0.001)
+    time.sleep(dice.uniform(0.0, 0.02))  # of a step and the writing of its checkpoint
 
 
 def _newest(checkpoints: Path) -> int:
@@ -188,5 +194,4 @@ def _newest(checkpoints: Path) -> int:
 
 
 if __name__ == "__main__":
-    trainer.train  # noqa: B018 - imported for the processes to come
     {"workers": play_workers, "kills": play_kills}[sys.argv[1]](Path(sys.argv[2]))

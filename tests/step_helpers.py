@@ -52,7 +52,7 @@ def make_step(
             average = WeightAverage(trained, model(), strategy=strategy, decay=ema_decay)
         hybrid = build_hybrid(loss or LossConfig())
         config = optimizer or OptimizerConfig(name="sgd", momentum=0.9)
-        step = TrainStep(
+        return TrainStep(
             strategy=strategy,
             model=trained,
             hybrid=hybrid,
@@ -65,7 +65,6 @@ def make_step(
             accumulate_steps=accumulate_steps,
             average=average,
         )
-    return step
 
 
 def batches(steps: int) -> dict[str, np.ndarray]:

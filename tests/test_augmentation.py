@@ -1,4 +1,4 @@
-"""Augmentation: exact on labels, bit-exact where nothing is drawn, rebuilt from its seed, and silent on the network."""
+"""Cutting and changing patches: bit-exact where nothing is drawn, rebuilt from a seed, and silent on the network."""
 
 from __future__ import annotations
 
@@ -6,203 +6,124 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import ndimage
+from augmentation_helpers import OFF, at, augmenter, options, plan_of, seed, stored
 
-from segment.config import AugmentationConfig
-from segment.data.augmentation import Augmenter, Blur, BrightnessContrast, Flip, Gamma, Noise
+from segment.data.augmentation import Augmenter
+from segment.data.lesion_paste import LesionPaster
+from segment.data.preprocessing import PreparedCase
 
-OFF = {
-    "flip": False,
-    "brightness_contrast_share": 0,
-    "gamma_share": 0,
-    "noise_share": 0,
-    "blur_share": 0,
-}
-SHARES = [name for name in OFF if name != "flip"]
-SHAPE = (10, 12, 8)
+SIZE = (10, 12, 8)
+FLAT = (10, 12, 1)
+SHARES = [name for name in OFF if name.endswith("_share")]
+ALL = {"flip": True, "turn": True, **dict.fromkeys(SHARES, 0.5)}
 
 
-def augmenter(**changes: object) -> Augmenter:
-    return Augmenter(AugmentationConfig.model_validate({**OFF, **changes}), (1.0, 1.0, 1.0))
-
-
-def patch(channels: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """z-scores with a background of zeros, a lesion far above 1, and its label."""
-    image = np.random.default_rng(0).normal(0, 1, (*SHAPE, channels)).astype(np.float32)
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> PreparedCase:
+    """Two channels of 24 x 22 x 20 z-scores with empty slabs and two lesions."""
+    image = np.random.default_rng(0).normal(0, 1, (24, 22, 20, 2)).astype(np.float32)
     image[:3] = 0
-    image[5:7, 2:5, 1:4] = 6
-    label = np.zeros(SHAPE, np.uint8)
-    label[5:7, 2:5, 1:4] = 3
-    return image, label
+    label = np.zeros((24, 22, 20), np.uint8)
+    label[8:10, 8:11, 7:10], label[15, 12, 9] = 3, 1
+    image[label > 0] = 6
+    image[13, 6, 9] = -0.0
+    return stored(tmp_path_factory.mktemp("augmentation") / "a", image, label)
 
 
-def seed(index: int) -> np.random.SeedSequence:
-    return np.random.SeedSequence([5, index])
+def everything(case: PreparedCase, size: tuple[int, int, int], slices: int = 1) -> Augmenter:
+    plan = plan_of(size, channels=2, slices=slices)
+    paster = LesionPaster([case], plan, bin_edges_mm3=(10.0, 50.0), shapes=[])
+    return Augmenter(options(**ALL), plan, paster)
 
 
 class TestIdentity:
-    def test_nothing_configured_gives_the_input_bit_for_bit(self) -> None:
-        image, label = patch()
-        image[4, 4, 4] = -0.0
-        found, moved = augmenter()(image, label, seed(0))
-        assert found.dtype == np.float32
-        np.testing.assert_array_equal(found.view(np.uint32), image.view(np.uint32))
-        np.testing.assert_array_equal(moved, label)
+    @pytest.mark.parametrize("shares", [0, 1e-9])
+    def test_3d_gives_the_input_bit_for_bit(self, case: PreparedCase, shares: float) -> None:
+        change = augmenter(SIZE, channels=2, **dict.fromkeys(SHARES, shares))
+        for start in ((5, 4, 3), (-3, 15, 16)):
+            image, label = change.cut(case, at(*start), seed(0))
+            box = tuple(slice(first + 20, first + 20 + size) for first, size in zip(start, SIZE, strict=True))
+            expected = np.pad(case.image(), [(20, 20)] * 3 + [(0, 0)])[box]
+            np.testing.assert_array_equal(image.view(np.uint32), np.ascontiguousarray(expected).view(np.uint32))
+            np.testing.assert_array_equal(label, np.pad(case.label(), 20)[box])
+            assert (image.dtype, label.dtype) == (np.float32, np.uint8)
+            assert image.flags.c_contiguous
+            assert label.flags.c_contiguous
 
-    def test_nothing_drawn_gives_the_input_bit_for_bit(self) -> None:
-        image, label = patch()
-        change = augmenter(**dict.fromkeys(SHARES, 0.1))
-        results = [change(image, label, seed(index))[0] for index in range(60)]
-        same = sum(np.array_equal(found.view(np.uint32), image.view(np.uint32)) for found in results)
-        assert 25 <= same <= 53  # 0.9^4 = 66% of 60 is 39
+    @pytest.mark.parametrize("slices", [1, 3])
+    @pytest.mark.parametrize("shares", [0, 1e-9])
+    def test_2d_gives_the_slices_as_channels_bit_for_bit(self, case: PreparedCase, shares: float, slices: int) -> None:
+        change = augmenter(FLAT, channels=2, slices=slices, **dict.fromkeys(SHARES, shares))
+        image, label = change.cut(case, at(5, 4, 9), seed(0))
+        near = range(9 - slices // 2, 10 + slices // 2)
+        expected = np.concatenate([case.image()[5:15, 4:16, z] for z in near], axis=-1)  # slice by slice
+        np.testing.assert_array_equal(image.view(np.uint32), np.ascontiguousarray(expected).view(np.uint32))
+        np.testing.assert_array_equal(label, case.label()[5:15, 4:16, 9])
 
-    @pytest.mark.parametrize("channels", [1, 2])
-    def test_input_is_not_written_to(self, channels: int) -> None:
-        image, label = patch(channels)
-        kept = image.copy(), label.copy()
-        augmenter(flip=True, **dict.fromkeys(SHARES, 1))(image, label, seed(3))
-        np.testing.assert_array_equal(image, kept[0])
-        np.testing.assert_array_equal(label, kept[1])
+    def test_slices_outside_the_volume_are_0(self, case: PreparedCase) -> None:
+        image, _ = augmenter(FLAT, channels=2, slices=3).cut(case, at(5, 4, 0), seed(0))
+        assert (image[..., :2] == 0).all()
+        np.testing.assert_array_equal(image[..., 2:], np.concatenate([case.image()[5:15, 4:16, z] for z in (0, 1)], -1))
 
-
-class TestFlips:
-    def test_all_8_come_equally_often_and_exactly(self) -> None:
-        image, label = patch()
-        image[..., 0] = np.arange(image[..., 0].size).reshape(SHAPE)
-        found = [0] * 8
-        axes = [tuple(axis for axis in range(3) if code >> axis & 1) for code in range(8)]
-        change = augmenter(flip=True)
-        for index in range(400):
-            result, moved = change(image, label, seed(index))
-            code = next(c for c in range(8) if np.array_equal(result, np.flip(image, axes[c])))
-            np.testing.assert_array_equal(moved, np.flip(label, axes[code]))
-            found[code] += 1
-        assert min(found) > 25  # 50 expected, standard deviation 6.6
-
-    def test_label_values_and_lesion_stay_together(self) -> None:
-        image, label = patch()
-        change = augmenter(flip=True, **dict.fromkeys(SHARES, 1))
-        for index in range(20):
-            result, moved = change(image, label, seed(index))
-            assert moved.dtype == np.uint8
-            assert np.unique(moved, return_counts=True)[1].tolist() == [960 - 18, 18]
-            assert result[moved == 3].mean() > 2  # the lesion is as bright as before, about
+    def test_files_are_not_written_to(self, case: PreparedCase) -> None:
+        kept = case.image().copy(), case.label().copy()
+        for index in range(5):
+            everything(case, SIZE).cut(case, at(5, 4, 3), seed(index))
+            everything(case, FLAT).cut(case, at(5, 4, 9), seed(index))
+        np.testing.assert_array_equal(case.image(), kept[0])
+        np.testing.assert_array_equal(case.label(), kept[1])
 
 
-class TestIntensity:
-    @pytest.mark.parametrize("share", SHARES)
-    @pytest.mark.parametrize("channels", [1, 2, 5])
-    def test_background_stays_0_and_labels_stay(self, share: str, channels: int) -> None:
-        image, label = patch(channels)
-        found, moved = augmenter(**{share: 1})(image, label, seed(1))
-        assert found.shape == image.shape
-        assert found.dtype == np.float32
-        assert np.isfinite(found).all()
-        assert (found[:3] == 0).all()
-        assert (found[3:] != image[3:]).mean() > 0.9
-        np.testing.assert_array_equal(moved, label)
+class TestGeometry:
+    @pytest.mark.parametrize("turn", [False, True])
+    def test_flips_and_turns_come_equally_often_and_exactly(self, case: PreparedCase, turn: bool) -> None:
+        change = augmenter((8, 8, 8), channels=2, flip=True, turn=turn)
+        images, labels = set(), {}
+        for index in range(300):
+            image, label = change.cut(case, at(5, 5, 5), seed(index))
+            images.add(image.tobytes())
+            labels[image.tobytes()] = label
+        assert len(images) == (48 if turn else 8)
+        for key, label in labels.items():
+            image = np.frombuffer(key, np.float32).reshape(8, 8, 8, 2)
+            np.testing.assert_array_equal((image == 6).all(axis=-1), label > 0)
 
-    @pytest.mark.parametrize("share", SHARES)
-    def test_share_is_kept(self, share: str) -> None:
-        image, label = patch(1)
-        change = augmenter(**{share: 0.3})
-        changed = sum(not np.array_equal(change(image, label, seed(index))[0], image) for index in range(200))
-        assert 38 <= changed <= 84  # 60 expected, standard deviation 6.5
+    def test_turned_patch_has_no_empty_corners(self, case: PreparedCase) -> None:
+        for size, start in (((8, 8, 6), (9, 7, 7)), ((8, 8, 1), (9, 7, 9))):
+            change = augmenter(size, channels=2, affine_share=1, elastic_share=0, scale=1.0, rotation_degrees=15)
+            for index in range(20):
+                image, _ = change.cut(case, at(*start), seed(index))
+                assert (image != 0).mean() > 0.999  # but for the one voxel that is 0 itself
 
-    def test_lesions_are_not_clipped(self) -> None:
-        image, label = patch()
-        for share in ("brightness_contrast_share", "gamma_share"):
-            found = augmenter(**{share: 1})(image, label, seed(2))[0]
-            assert found.max() > 4
-            assert found.min() < -2
-
-    def test_transforms_do_not_draw_the_same_numbers(self) -> None:
-        # One seed for all transforms, albumentations' way, would apply all of equal share together or none.
-        image, label = patch(1)
-        both = augmenter(noise_share=0.5, brightness_contrast_share=0.5)
-        kinds = set()
-        for index in range(40):
-            found = both(image, label, seed(index))[0][3:].ravel().astype(float)
-            line = np.polyfit(image[3:].ravel(), found, 1)
-            noisy = np.abs(np.polyval(line, image[3:].ravel()) - found).max() > 1e-4
-            shifted = np.abs(line - [1, 0]).max() > 0.02
-            kinds.add((bool(noisy), bool(shifted)))
-        assert kinds == {(False, False), (True, False), (False, True), (True, True)}
-
-    def test_channels_change_on_their_own(self) -> None:
-        image, label = patch(1)
-        image = np.repeat(image, 2, axis=-1)
-        for share in ("brightness_contrast_share", "gamma_share", "noise_share", "blur_share"):
-            found = augmenter(**{share: 1})(image, label, seed(4))[0]
-            assert not np.array_equal(found[..., 0], found[..., 1])
-
-
-class TestTransforms:
-    rng = np.random.default_rng(8)
-
-    def test_brightness_and_contrast_are_linear(self) -> None:
-        channel = self.rng.normal(size=SHAPE).astype(np.float32)
-        found = BrightnessContrast(p=1).change(channel.copy(), np.random.default_rng(0))
-        scale, shift = np.polyfit(channel.ravel().astype(float), found.ravel().astype(float), 1)
-        np.testing.assert_allclose(found, channel * scale + shift, atol=1e-5)
-        assert 0.75 <= scale <= 1.25
-        assert -0.2 <= shift <= 0.2
-
-    def test_gamma_keeps_extremes_and_order(self) -> None:
-        channel = self.rng.normal(size=SHAPE).astype(np.float32)
-        found = Gamma(p=1).change(channel.copy(), np.random.default_rng(0))
-        assert found.min() == pytest.approx(channel.min(), abs=1e-5)
-        assert found.max() == pytest.approx(channel.max(), abs=1e-5)
-        assert (np.diff(found.ravel()[np.argsort(channel, None)]) >= -1e-6).all()
-        flat = np.full(SHAPE, 2.5, np.float32)
-        np.testing.assert_array_equal(Gamma(p=1).change(flat.copy(), np.random.default_rng(0)), flat)
-
-    def test_noise_has_mean_0_and_the_drawn_width(self) -> None:
-        found = Noise(p=1).change(np.zeros((40, 40, 40), np.float32), np.random.default_rng(0))
-        sigma = np.random.default_rng(0).uniform(0.02, 0.2)
-        assert found.mean() == pytest.approx(0, abs=4 * sigma / 40**1.5)
-        assert found.std() == pytest.approx(sigma, rel=0.02)
-
-    def test_blur_has_one_width_in_mm(self) -> None:
-        channel = np.zeros((15, 15, 15), np.float32)
-        channel[7, 7, 7] = 1
-        sigma = np.random.default_rng(0).uniform(0.4, 0.9) * 0.5
-        found = Blur(spacing_mm=(0.5, 1.0, 6.0), p=1).change(channel.copy(), np.random.default_rng(0))
-        expected = ndimage.gaussian_filter(channel.astype(float), (sigma / 0.5, sigma, 0), truncate=3.0)
-        np.testing.assert_allclose(found, expected, atol=1e-6)
-        assert found[7, 7, 6] == 0  # slices of 6 mm are too far apart to mix
+    def test_lesion_patches_keep_their_lesion(self, case: PreparedCase) -> None:
+        """Corner voxels at the largest angles: in 3D the patch follows, in 2D it is left alone."""
+        held = ((8, 10), (8, 11), (7, 10))
+        for size, start in (((8, 8, 8), (8, 8, 7)), ((8, 8, 1), (8, 8, 8))):
+            options = {"affine_share": 1, "rotation_degrees": 45, "scale": 1.5, "dropout_share": 1}
+            change = augmenter(size, channels=2, flip=True, **options)
+            assert all(change.cut(case, at(*start, held=held), seed(index))[1].any() for index in range(40))
 
 
 class TestRebuilding:
-    change = augmenter(flip=True, **dict.fromkeys(SHARES, 0.5))
+    @pytest.mark.parametrize(("size", "slices"), [(SIZE, 1), (FLAT, 1), (FLAT, 3)])
+    def test_pure_function_of_its_arguments_in_any_order_and_thread(
+        self, case: PreparedCase, size: tuple[int, int, int], slices: int
+    ) -> None:
+        change = everything(case, size, slices)
 
-    def test_pure_function_of_the_seed(self) -> None:
-        image, label = patch()
-        first = [self.change(image, label, seed(index)) for index in range(12)]
-        again = augmenter(flip=True, **dict.fromkeys(SHARES, 0.5))
-        for index in reversed(range(12)):  # another order, another object
-            same_seed = seed(index)
-            again(image, label, same_seed)
-            found, moved = again(image, label, same_seed)
-            np.testing.assert_array_equal(found, first[index][0])
-            np.testing.assert_array_equal(moved, first[index][1])
-        assert len({found.tobytes() for found, _ in first}) > 8
+        def sample(index: int) -> bytes:
+            return b"".join(part.tobytes() for part in change.cut(case, at(5, 4, 8), seed(index)))
 
-    def test_threads_do_not_disturb_each_other(self) -> None:
-        image, label = patch()
-        alone = [self.change(image, label, seed(index))[0].tobytes() for index in range(64)]
+        alone = [sample(index) for index in range(48)]
+        assert len(set(alone)) > 40
         with ThreadPoolExecutor(4) as pool:
-            together = list(pool.map(lambda index: self.change(image, label, seed(index))[0].tobytes(), range(64)))
-        assert together == alone
-
-    def test_flip_axes_come_from_the_transforms_own_state(self) -> None:
-        flip = Flip(p=1)
-        flip.set_random_state(np.random.default_rng(1), flip.py_random)
-        expected = tuple(np.flatnonzero(np.random.default_rng(1).random(3) < 0.5))
-        assert flip.get_params()["axes"] == expected
+            assert list(pool.map(sample, reversed(range(48))))[::-1] == alone
+        again = everything(case, size, slices)
+        assert b"".join(part.tobytes() for part in again.cut(case, at(5, 4, 8), seed(7))) == alone[7]
 
 
 class TestNothingPhonesHome:
@@ -222,6 +143,7 @@ assert "tensorflow" not in sys.modules
     @pytest.mark.parametrize("setting", [None, "0"])
     def test_import_opens_no_connection(self, setting: str | None) -> None:
         environment = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}
+        environment["PYTHONPATH"] = str(Path(__file__).parents[1])
         if setting is not None:
             environment["NO_ALBUMENTATIONS_UPDATE"] = setting
         done = subprocess.run(

@@ -87,6 +87,11 @@ class TestFigures:
     def test_chart_without_any_difference(self):
         assert "<svg" in difference_chart([], "name")
 
+    def test_two_cases_that_agree_prove_nothing(self):
+        figures = {"small_lesion_recall": figure(0.5, 0.75, [0.25, 0.25])}
+        (line,) = figure_lines(comparison(figures=figures), LABELS)
+        assert line.verdict == "no_spread"
+
 
 class TestPage:
     def test_headline(self, tmp_path):
@@ -114,6 +119,11 @@ class TestPage:
             "L1",
             "first",
         ]
+
+    def test_where_both_find_the_same_there_is_no_empty_table(self, tmp_path):
+        text = page_of(tmp_path, comparison(found_by_first_only=[], found_by_second_only=[]))
+        assert "None: both find the same lesions." in text
+        assert 'id="only-table"' not in text
 
     def test_cases_left_out_are_named(self, tmp_path):
         assert "one of the two failed on them: case_9" in page_of(tmp_path, comparison())

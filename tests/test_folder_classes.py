@@ -75,6 +75,24 @@ class TestClasses:
         micro = summary(two)["micro"]
         assert (micro["iou10"]["tp"], micro["iou10"]["fn"], micro["iou10"]["fp"]) == (3, 1, 0)
 
+    def test_a_value_that_no_mask_holds(self, two: Path) -> None:
+        with pytest.raises(
+            InputError, match=r"--classes lesion=7: expected these values in the masks, found only 1, 2 in all of them"
+        ):
+            run(two, classes=parse_classes(["lesion=7"]))
+
+    def test_one_class_that_no_mask_holds_is_a_note(self, two: Path) -> None:
+        assert run(two, classes=parse_classes(["core=1", "other=7+8"])) == 0
+        (note,) = summary(two)["notes"]
+        assert note.startswith("class other (value 7+8) is in no mask")
+        assert note.endswith("values that belong to no class: 2")
+
+    def test_empty_masks_alone_are_no_error(self, tmp_path: Path) -> None:
+        for folder in ("labels", "predictions"):
+            write_nifti(tmp_path / folder / "a.nii.gz", mask())
+        assert run(tmp_path, classes=parse_classes(["lesion=1"])) == 0
+        assert summary(tmp_path)["notes"] == ["class lesion (value 1) is in no mask, neither a label nor a prediction"]
+
     def test_several_values_without_classes(self, two: Path) -> None:
         with pytest.raises(
             InputError, match=r"labels/a\.nii\.gz and .*expected one value above 0, found 1, 2; pass --classes"

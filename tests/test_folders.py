@@ -16,7 +16,7 @@ from builders import AFFINE, SHAPE, oblique, scan_file, write_nifti
 from folder_helpers import CONFIG, failures, mask, run, summary, three_cases
 
 from segment.errors import InputError
-from segment.evaluation import metrics
+from segment.evaluation import metrics, report_sections
 from segment.evaluation.folders import find_jobs, mask_files, run_jobs
 from segment.evaluation.lesion_map import CLASSES, itk_snap_table, slicer_table
 from segment.evaluation.workers import Workers
@@ -179,6 +179,28 @@ class TestFailures:
         assert [outcome.error is None for outcome in outcomes] == [True, False, True]
         assert "ended from outside" in str(outcomes[1].error)
 
+    def test_an_unreadable_file_in_the_middle_of_a_hundred(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for number in range(100):
+            for folder in ("labels", "predictions"):
+                write_nifti(tmp_path / folder / f"case{number:03d}.nii.gz", mask((0, 0, 0)))
+        broken = tmp_path / "predictions" / "case050.nii.gz"
+        broken.write_bytes(broken.read_bytes()[:60])
+        assert run(tmp_path) == 1
+        (row,) = failures(tmp_path)
+        assert list(row) == ["case", "path", "kind", "message"]
+        assert (row["case"], row["path"], row["kind"]) == ("case050", str(broken), "truncated")
+        assert summary(tmp_path)["n_cases"] == 99
+        assert "case case050 failed" in capsys.readouterr().err
+
+    def test_a_process_that_ends_while_it_draws_costs_its_pictures(self, folders: Path) -> None:
+        with Workers(2) as pool:
+            done: list[Any] = []
+            results = pool.run(len, ["ab", Deadly(), "c"], done=done.append)  # type: ignore[arg-type]
+        assert results == [2, None, 1]
+        assert sorted(done, key=str) == [1, 2, None]
+
     def test_an_unreadable_file_in_the_middle(self, folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
         data = (folders / "predictions" / "b.nii.gz").read_bytes()
         (folders / "predictions" / "b.nii.gz").write_bytes(data[: len(data) // 2])
@@ -209,6 +231,28 @@ class TestFailures:
         with pytest.raises(InputError, match=r"none of 3 cases could be evaluated, see .*failures\.csv; the first: "):
             run(folders)
         assert len(failures(folders)) == 3
+
+    def test_more_than_ten_thousand_components_are_said_and_go_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(report_sections, "PANELS", 5)
+        dots = np.zeros((50, 50, 50), np.uint8)
+        dots[::2, ::2, ::2] = 1  # 25^3 = 15,625 single voxels
+        write_nifti(tmp_path / "labels" / "a.nii.gz", dots * (np.arange(50) < 2).astype(np.uint8)[:, None, None])
+        write_nifti(tmp_path / "predictions" / "a.nii.gz", dots)
+        assert run(tmp_path) == 0
+        (note,) = summary(tmp_path)["notes"]
+        assert note.startswith("a: the prediction has 15,625 components, more than 10,000")
+        page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+        assert "this page holds at most 11 MiB of pictures and 5 lesions a case" in page
+        assert summary(tmp_path)["micro"]["iou10"] == {
+            "tp": 625,
+            "fp": 15000,
+            "fn": 0,
+            "recall": 1.0,
+            "precision": 0.04,
+            "f1": 2 * 625 / (2 * 625 + 15000),
+        }
 
     def test_very_many_components_go_on(self, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(metrics, "MANY_COMPONENTS", 1)

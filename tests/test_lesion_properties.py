@@ -24,7 +24,7 @@ FEWER = settings(PAIRS, max_examples=60)
 
 @st.composite
 def pairs(draw: st.DrawFn, axes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A label, a prediction (on its own, or a changed and shifted label), and a sheared and flipped affine."""
+    """A label, a prediction (on its own, or a changed and shifted label), and an affine that flips and turns."""
     longest = 6 if axes == 3 else 9
     shape = tuple(draw(st.lists(st.integers(2, longest), min_size=axes, max_size=axes)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -41,6 +41,8 @@ def pairs(draw: st.DrawFn, axes: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     affine = np.eye(4)
     affine[:3, :3] = rng.choice([-1.0, 1.0], 3) * spacing * np.eye(3)
     affine[:3, :3] = np.roll(affine[:3, :3], rng.integers(0, 3), axis=0)
+    if draw(st.booleans()):  # oblique: axes stay at right angles, as scanners write them
+        affine[:3, :3] = np.linalg.qr(rng.normal(size=(3, 3)))[0] @ affine[:3, :3]
     affine[:3, 3] = rng.uniform(-100, 100, 3)
     return label.astype(np.uint8), prediction.astype(np.uint8), affine
 

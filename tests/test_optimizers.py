@@ -7,8 +7,10 @@ import pytest
 import tensorflow as tf
 
 from segment.config import OptimizerConfig
+from segment.model import InstanceNorm
 from segment.training.distribution import mirrored_strategy
 from segment.training.optimizers import Optimizer, learning_rate_at, make_optimizer
+from segment.training.step import weights_of
 
 RATE, DECAY, MOMENTUM, STEPS = 0.1, 0.5, 0.9, 5
 KERNEL = np.array([[1.0, -2.0], [0.5, 4.0]])
@@ -65,6 +67,35 @@ class TestUpdates:
             weights, (KERNEL, BIAS, LEARNT), histories, (DECAY, 0.0, 0.0), strict=True
         ):
             np.testing.assert_allclose(weight, oracle(start, history, decay), rtol=2e-5)
+
+    @pytest.mark.parametrize("name", ["adamw", "sgd"])
+    @pytest.mark.parametrize("decay", ["decoupled", "l2"])
+    def test_norms_and_biases_of_the_network_are_left_alone(self, name: str, decay: str) -> None:
+        model = tf.keras.Sequential(
+            [
+                tf.keras.Input((4, 4, 4, 1)),
+                tf.keras.layers.Conv3D(2, 3, padding="same"),
+                InstanceNorm(epsilon=1e-3),
+                tf.keras.layers.Dense(1),
+            ]
+        )
+        for weight in model.trainable_variables:
+            weight.assign(tf.ones_like(weight))
+        config = OptimizerConfig(name=name, weight_decay=DECAY, momentum=MOMENTUM, decay=decay)
+        optimizer = make_optimizer(weights_of(model), [], strategy=tf.distribute.get_strategy(), config=config)
+        gradients = [tf.zeros(target.shape) for target in optimizer.targets]
+        assert optimizer.has_penalty == (decay == "l2")
+        if decay == "l2":  # as the step does
+            penalty, its_gradients = optimizer.penalty()
+            assert float(penalty) == pytest.approx(0.5 * DECAY * (2 * 27 + 2))  # the two kernels' ones
+            pairs = zip(gradients, its_gradients, strict=True)
+            gradients = [zero if gradient is None else gradient for zero, gradient in pairs]
+        optimizer.apply(gradients, tf.constant(RATE))
+        left_alone = [bool((value.numpy() == 1).all()) for value in optimizer.targets]
+        assert left_alone == [False, True, True, True, False, True]
+        shrunk = {("adamw", "decoupled"): 1 - RATE * DECAY, ("sgd", "decoupled"): 1 - RATE * DECAY}
+        shrunk |= {("adamw", "l2"): 1 - RATE, ("sgd", "l2"): 1 - RATE * DECAY * (1 + MOMENTUM)}
+        np.testing.assert_allclose(optimizer.targets[0].numpy(), shrunk[name, decay], rtol=1e-5)
 
     def test_first_step_of_adam_moves_by_the_rate(self) -> None:
         # Both bias corrections cancel: the first update is the gradient's sign.

@@ -11,19 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from augmentation_helpers import OFF as QUIET
 from data_helpers import make_test_plan, store_case
 
 from segment.config import Config, config_from
-from segment.data.pipeline import PatchSource, patch_dataset
+from segment.data.patches import PatchSource
+from segment.data.pipeline import patch_dataset
 from segment.data.preprocessing import PreparedCase
-
-QUIET = {
-    "flip": False,
-    "brightness_contrast_share": 0,
-    "gamma_share": 0,
-    "noise_share": 0,
-    "blur_share": 0,
-}
 
 
 def config(*, batch: int = 4, share: float = 0.5, seed: int = 0, augmentation: object = None) -> Config:
@@ -83,7 +77,7 @@ class TestBatches:
             np.testing.assert_array_equal(label, np.stack([values == 2, values == 5], axis=-1))
 
     def test_zero_outside_the_volume(self, prepared: list[PreparedCase]) -> None:
-        source = PatchSource(prepared[1:], PLAN, config(share=0.0))
+        source = PatchSource(prepared[1:], PLAN, config(share=0.0, augmentation=QUIET))
         for index in range(5):
             image, label, _ = source.sample(index)
             assert ((image != 0).any(axis=(1, 2, 3))).sum() == 6  # the volume is 6 voxels wide, the patch 8

@@ -90,6 +90,11 @@ class TestLossScale:
         assert int(scale.skipped) == 1
         assert int(scale.skipped_in_row) == 0
 
+    def test_defaults_start_at_2_to_the_15_and_double_after_2000(self) -> None:
+        scale = LossScale(LossScaleConfig(), scaling=True)
+        scale.good_in_row.assign(1998)
+        assert moves(scale, [True, True, True, False]) == [2**15, 2**16, 2**16, 2**15]
+
     def test_never_below_one(self) -> None:
         scale = LossScale(LossScaleConfig(mode="dynamic", initial=3.0), scaling=True)
         assert moves(scale, [False] * 3) == [1.5, 1, 1]

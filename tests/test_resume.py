@@ -86,7 +86,9 @@ class TestResume:
         predicted(scans)
         assert predicted(scans, resume=False) == 5
 
-    @pytest.mark.parametrize("change", ["input", "mask", "point", "probabilities", "labels", "label", "record", "failure"])
+    @pytest.mark.parametrize(
+        "change", ["input", "mask", "point", "probabilities", "labels", "label", "record", "failure"]
+    )
     def test_what_has_changed_is_predicted_again(self, scans: Path, change: str) -> None:
         labels = change == "label"
         if change == "failure":
@@ -156,7 +158,11 @@ test_resume.predicted(Path(sys.argv[1]))
 def test_a_killed_run_leaves_no_half_written_mask_and_is_resumed(scans: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(scans)], env=environment, check=False, capture_output=True, cwd=Path(__file__).parent
+        [sys.executable, "-c", KILLED, str(scans)],
+        env=environment,
+        check=False,
+        capture_output=True,
+        cwd=Path(__file__).parent,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = sorted(path.name for path in (scans / "out" / "masks").iterdir())
@@ -187,7 +193,9 @@ class TestShards:
         for name in ("lesions.csv", "cases.json", "summary.json"):
             merged, whole = ((scans / folder / "report" / name).read_text() for folder in ("out", "whole"))
             assert merged == whole
-        manifest, whole_manifest = (json.loads((scans / name / "manifest.json").read_text()) for name in ("out", "whole"))
+        manifest, whole_manifest = (
+            json.loads((scans / name / "manifest.json").read_text()) for name in ("out", "whole")
+        )
         assert list(manifest["cases"]) == list(NAMES)
         assert manifest["operating_point"] == whole_manifest["operating_point"]
 
@@ -199,7 +207,10 @@ class TestShards:
             predicted(scans, shard=Shard(index, 2))
         assert merge_reports(scans / "out") == 1
         with (scans / "out" / "failures.csv").open(newline="") as handle:
-            assert [(row["case"], row["kind"]) for row in csv.DictReader(handle)] == [("b", "truncated"), ("c", "truncated")]
+            assert [(row["case"], row["kind"]) for row in csv.DictReader(handle)] == [
+                ("b", "truncated"),
+                ("c", "truncated"),
+            ]
         with (scans / "out" / "failures-1of2.csv").open(newline="") as handle:
             assert [row["case"] for row in csv.DictReader(handle)] == ["c"]
 

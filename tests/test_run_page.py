@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from segment.errors import InputError
 from segment.evaluation import charts, curves
 from segment.evaluation.curves import Curve, line_chart
-from segment.evaluation.run_page import read_log, write_run_page
+from segment.evaluation.overlays import slice_path
+from segment.evaluation.run_log import read_log
+from segment.evaluation.run_page import write_run_page
 
 METRICS = """step,loss,loss/dice,weight/dice,loss_scale,skipped,learning_rate
 10,1.5,0.9,1,32768,0,0.001
@@ -58,7 +61,14 @@ class TestPage:
             assert words in text
 
     def test_a_figure_that_never_changes_is_a_line_of_text(self, run_dir):
-        assert "the same in every row: weight/dice 1" in page_of(run_dir)
+        assert "the same in every row: dice 1" in page_of(run_dir)
+
+    def test_columns_have_names_in_words(self, run_dir):
+        text = page_of(run_dir)
+        headings = re.findall(r'<th scope="col"><button type="button">([^<]+)</button>', text)
+        assert headings[:4] == ["Step", "Small-lesion recall", "Recall, all lesions", "False positives a scan"]
+        assert "fp_per_scan" not in text
+        assert "best so far" in text
 
     def test_everything_is_escaped(self, run_dir):
         text = page_of(run_dir)
@@ -84,6 +94,79 @@ class TestPage:
         report.parent.mkdir(parents=True)
         report.touch()
         assert 'href="validation/report/report.html"' in page_of(run_dir)
+
+
+class TestSlices:
+    def made(self, run_dir, cases, steps):
+        (run_dir / "slices").mkdir()
+        for case_id in cases:
+            for step in range(10, 10 * steps + 1, 10):
+                slice_path(run_dir, step, case_id).write_bytes(b"\x89PNG\r\n" + f"{case_id} {step}".encode())
+
+    def test_each_validation_of_each_case(self, run_dir):
+        self.made(run_dir, ["a", "<b>"], 3)
+        text = page_of(run_dir)
+        assert "Slices over time" in text
+        assert text.count('<img src="data:image/png;base64,') == 6
+        assert 'alt="&lt;b&gt; at step 20 with the outlines of label and prediction"' in text
+        assert "The page shows" not in text
+
+    def test_the_cap_is_said_and_keeps_the_first_and_the_last(self, run_dir):
+        self.made(run_dir, "abcdef", 50)
+        text = page_of(run_dir)
+        assert text.count("<img ") == 24
+        assert "The page shows 24 of 300 pictures" in text
+        for step in (10, 500):
+            assert f"a at step {step} " in text
+
+    def test_what_is_no_picture_is_left_out(self, run_dir):
+        self.made(run_dir, ["a"], 2)
+        slice_path(run_dir, 20, "a").write_text("no picture", encoding="utf-8")
+        text = page_of(run_dir)
+        assert text.count("<img ") == 1
+        assert "The page shows 1 of 2 pictures" in text
+
+    def test_a_run_without_any(self, run_dir):
+        assert "Slices over time" not in page_of(run_dir)
+
+
+class TestOperatingPoint:
+    VALUES: ClassVar = {
+        "threshold": 0.35,
+        "min_lesion_mm3": 3.0,
+        "chosen": True,
+        "notes": ["chosen on 2 validation cases: others may do worse"],
+        "max_fp_per_scan": 1.0,
+        "at_point": {"small_lesion_recall": 0.75, "fp_per_scan": 0.5},
+        "cases": ["a", "b"],
+        "counts": {
+            "thresholds": [0.35, 0.5],
+            "min_volumes_mm3": [0.0, 3.0],
+            "n_lesions": 8,
+            "n_small": 4,
+            "n_scans": 2,
+            "tp": [[7, 6], [5, 5]],
+            "fp": [[3, 1], [1, 0]],
+            "small_tp": [[3, 3], [2, 2]],
+        },
+    }
+
+    def test_in_words_and_as_a_chart(self, run_dir):
+        (run_dir / "operating_point.json").write_text(json.dumps(self.VALUES), encoding="utf-8")
+        text = page_of(run_dir)
+        assert "Chosen on 2 validation cases for at most 1 false positives a scan: threshold 0.35" in text
+        assert "predictions from 3 mm³; there, small-lesion recall 75% at 0.50 false positives a scan" in text
+        assert "others may do worse" in text
+        assert 'aria-label="FROC: recall against false positives"' in text
+
+    def test_none_was_chosen(self, run_dir):
+        (run_dir / "operating_point.json").write_text(json.dumps(self.VALUES | {"chosen": False}), encoding="utf-8")
+        assert "None could be chosen on 2 validation cases" in page_of(run_dir)
+
+    def test_a_broken_file(self, run_dir):
+        (run_dir / "operating_point.json").write_text('{"threshold": 0.5}', encoding="utf-8")
+        with pytest.raises(InputError, match=r"operating_point\.json: expected an operating point as training"):
+            page_of(run_dir)
 
 
 class TestLog:

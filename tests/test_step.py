@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-
 from step_helpers import BATCH, SCALE, SIZE, batches, copies, make_step, require_same_bits, run, weights
 
 from segment.config import OptimizerConfig
@@ -154,10 +153,10 @@ def gradient_of(step: Any, data: dict[str, np.ndarray], part: slice) -> list[np.
 class TestStrategies:
     def test_auto_and_single_are_the_default_without_gpus(self) -> None:
         for name in ("auto", "single"):
-            assert make_strategy(name) is tf.distribute.get_strategy()
+            assert make_strategy(name, all_reduce="auto", cluster=None) is tf.distribute.get_strategy()
 
     def test_mirrored_takes_all_logical_cpus_without_gpus(self, four_cpus: list[str]) -> None:
-        assert make_strategy("mirrored").num_replicas_in_sync == 4
+        assert make_strategy("mirrored", all_reduce="auto", cluster=None).num_replicas_in_sync == 4
 
     def test_batch_size_must_split_evenly(self) -> None:
         check_batch_size(4, 2)

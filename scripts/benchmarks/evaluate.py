@@ -37,7 +37,7 @@ LAYOUTS = {"F": "as nibabel reads them", "C": "row-major"}
 SPEED_BARS = {"counts": 8.0, "distances": 5.0}  # times panoptica
 MEMORY_BAR = 0.5  # of panoptica's
 SCALING_BAR = 1.8
-CASE_SHAPE, CASE_LESIONS = (160, 192, 160), 25
+CASE_LESIONS = 25
 AGREEMENT = 2e-5  # relative
 # Where a tool's definition is another one than ours.
 OTHER_DEFINITION = {
@@ -55,12 +55,15 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--shape", type=int, nargs=3, default=(256, 256, 192), help="voxels (default: 256 256 192)")
-    parser.add_argument("--lesions", type=int, default=230, help="drawn; some touch (default: 230, some 200 apart)")
+    parser.add_argument("--lesions", type=int, default=240, help="drawn; some touch (default: 240)")
     parser.add_argument("--spacing", type=float, nargs=3, default=(1.0, 1.0, 1.0), help="mm (default: 1 1 1)")
     parser.add_argument("--rounds", type=int, default=2, help="in which the tools take turns (default: 2)")
     parser.add_argument("--repeats", type=int, default=3, help="counted calls in each round (default: 3)")
     parser.add_argument("--no-peers", action="store_true", help="leave panoptica and MONAI out")
     parser.add_argument("--scaling", type=int, metavar="CASES", help="measure instead so many cases on 1 and 2 workers")
+    parser.add_argument(
+        "--case-shape", type=int, nargs=3, default=(160, 192, 160), help="voxels of these (default: 160 192 160)"
+    )
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args(arguments)
     result = scaling(options) if options.scaling else compare(options)
@@ -170,13 +173,13 @@ def scaling(options: argparse.Namespace) -> dict[str, Any]:
     taken: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_cases(folder / "cases", options.scaling, CASE_SHAPE, CASE_LESIONS)
+        write_cases(folder / "cases", options.scaling, tuple(options.case_shape), CASE_LESIONS)
         for _ in range(options.rounds):
             for workers, seconds in taken.items():
                 seconds.append(_evaluate_all(folder / "cases", folder / "report", workers))
         pages = (folder / "report" / "report.html").stat().st_size / 2**20
     middle = {workers: median(seconds) for workers, seconds in taken.items()}
-    shape = " x ".join(map(str, CASE_SHAPE))
+    shape = " x ".join(map(str, options.case_shape))
     print(f"{machine()}\n{options.scaling} cases of {shape} voxels with pictures; report.html {pages:.1f} MiB;")
     print(f"medians of {options.rounds} runs\n")
     rows = [(workers, f"{seconds:.1f}", f"{middle[1] / seconds:.2f}") for workers, seconds in middle.items()]

@@ -38,7 +38,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("--max-memory-gb", type=positive_number, metavar="GIB", help="stay below; refuse larger scans")
     parser.add_argument("--shard", type=shard_of, metavar="K/N", help="predict every N-th case only, from the K-th")
     existing = parser.add_mutually_exclusive_group()
-    existing.add_argument("--resume", action="store_true", help="keep what an earlier run completed with the same inputs")
+    existing.add_argument(
+        "--resume", action="store_true", help="keep what an earlier run completed with the same inputs"
+    )
     existing.add_argument("--force", action="store_true", help="replace an existing output folder")
     parser.set_defaults(function=run)
 

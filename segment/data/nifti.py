@@ -68,12 +68,17 @@ def read_nifti(path: Path, *, volume: int | None = None) -> tuple[np.ndarray, ni
         return _read_stream(stream, path, capacity, volume)
 
 
-def read_shape(path: Path) -> tuple[int, ...]:
-    """The shape that a file's header gives, at least 3 axes. Raises ScanError as `read_nifti`, voxels are not read."""
+def read_header(path: Path) -> nib.Nifti1Header:
+    """A file's header, repaired where nibabel repairs. Raises ScanError as `read_nifti`; voxels are not read."""
     with _opened(path) as (stream, _):
-        header = _read_header(stream, path)
-        shape = tuple(int(length) for length in header["dim"][1 : 1 + int(header["dim"][0])])
-        return shape + (1,) * (3 - len(shape))
+        return _read_header(stream, path)
+
+
+def read_shape(path: Path) -> tuple[int, ...]:
+    """The shape that a file's header gives, at least 3 axes. Raises ScanError as `read_header`."""
+    header = read_header(path)
+    shape = tuple(int(length) for length in header["dim"][1 : 1 + int(header["dim"][0])])
+    return shape + (1,) * (3 - len(shape))
 
 
 @contextmanager

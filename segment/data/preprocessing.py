@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -34,6 +35,7 @@ from segment.data.geometry import (
 )
 from segment.data.lesion_table import LesionTable, find_lesions
 from segment.data.mapped import map_npy
+from segment.data.nifti import MAX_VOXELS, ScanError
 from segment.data.normalization import inside_mask, normalise
 from segment.data.planning import Plan
 from segment.data.scan import Scan, read_scan, to_canonical
@@ -41,6 +43,7 @@ from segment.errors import InputError
 from segment.files import read_json, sha256_of, write_json
 from segment.progress import progress_bar
 
+MAX_RESAMPLED = 4096  # voxels: the matrix that resamples an axis has the product of the old and the new length
 LEFTOVER_SECONDS = 24 * 3600
 FORMAT = 1  # raise it when the content of a prepared case changes for the same input and plan
 
@@ -81,10 +84,26 @@ def to_network(scan: Scan, plan: Plan) -> tuple[np.ndarray, np.ndarray | None, P
 
 
 def place(scan: Scan, spacing_mm: Sequence[float]) -> Placement:
-    """Where a scan lies on the network's grid: its non-zero box, in voxels of the target spacing (canonical axes)."""
+    """Where a scan lies on the network's grid: its non-zero box, in voxels of the target spacing (canonical axes).
+
+    Raises ScanError (kind `too_large`) where the voxel size makes that grid absurdly large.
+    """
     crop = nonzero_box(to_canonical(scan.image, scan.grid.affine))
     shape = network_shape([stop - start for start, stop in crop], canonical_spacing(scan.grid), spacing_mm)
+    _require_sensible(scan, [stop - start for start, stop in crop], shape)
     return Placement(grid=scan.grid, crop=crop, shape=shape)
+
+
+def _require_sensible(scan: Scan, own: Sequence[int], resampled: Sequence[int]) -> None:
+    """Refuses what a wrong voxel size in a header leads to, before memory is asked for it."""
+    longest = max((max(old, new) for old, new in zip(own, resampled, strict=True) if old != new), default=0)
+    if math.prod(resampled) > MAX_VOXELS or longest > MAX_RESAMPLED:
+        grid = "x".join(str(length) for length in resampled)
+        raise ScanError(
+            "too_large",
+            f"case {scan.case_id}: {scan.grid.describe()} would be {grid} voxels on the network's grid; expected at "
+            f"most {MAX_VOXELS} in all, and {MAX_RESAMPLED} along an axis that is resampled: is the voxel size right?",
+        )
 
 
 def label_to_network(label: np.ndarray, placement: Placement) -> np.ndarray:

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from segment.data.grid import Grid as Grid
-from segment.data.nifti import ScanError, read_nifti, write_nifti
+from segment.data.nifti import ScanError, read_header, read_nifti, read_shape, write_nifti
 from segment.data.orientation import from_canonical as from_canonical
 from segment.data.orientation import to_canonical as to_canonical
 
@@ -85,6 +85,11 @@ def read_volume(path: Path) -> tuple[np.ndarray, Grid, nib.Nifti1Header]:
     return values, grid, header
 
 
+def read_grid(path: Path) -> Grid:
+    """The grid that a file's header gives. Raises ScanError as `read_volume` for the header; voxels are not read."""
+    return _grid_of(read_header(path), read_shape(path), path)
+
+
 class ChannelReader:
     """Reads the channels of one case. A file that several channels lie in is read once and kept until the next file."""
 
@@ -130,8 +135,7 @@ def read_scan(case: Case, *, with_label: bool) -> Scan:
     """Reads all channels of a case and, with `with_label`, its label.
 
     Raises:
-        ScanError: A file cannot be used (see `read_volume`, `read_mask`) or lies on another grid than the first
-            channel, or there is no label; the message starts with the case.
+        ScanError: A file cannot be used or lies on another grid than the first channel; starts with the case.
     """
     try:
         return _read_scan(case, with_label)

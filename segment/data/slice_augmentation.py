@@ -35,6 +35,7 @@ GAMMA_PERCENT = (65.0, 150.0)
 NOISE = (0.002, 0.015)
 BLUR_PIXELS = (0.4, 0.9)
 DOWNSCALE = (0.5, 0.9)
+WHOLE_MARK = 4  # pixels of a mark of 3 x 3, shrunk; with fewer its middle lies outside the patch or in a blanked square
 
 
 class Downscale(A.Downscale):
@@ -80,7 +81,7 @@ class SliceAugmenter:
         Args:
             image: float32 [*source_size, channels].
             label: uint8 [*source_size, slices]. Of each lesion of a slice whose middle stays in the patch and is not
-                blanked, at least one pixel stays.
+                blanked, at least one pixel stays, unless it is as close as three pixels to others.
             seed: Source of all randomness.
             keep: Whether a patch whose middle slice would lose its last lesion is left as it is.
 
@@ -97,8 +98,9 @@ class SliceAugmenter:
         for layer in range(label.shape[-1]):
             lost = np.setdiff1d(marks[..., layer], numbers[..., layer])
             for number in lost[lost > 0]:
-                row, column = np.rint(np.argwhere(marks[..., layer] == number).mean(axis=0)).astype(int)
-                if moved[row, column, layer] == 0:
+                pixels = np.argwhere(marks[..., layer] == number)
+                row, column = np.rint(pixels.mean(axis=0)).astype(int)
+                if len(pixels) >= WHOLE_MARK and moved[row, column, layer] == 0:
                     moved[row, column, layer] = values[layer][number]
         middle = label.shape[-1] // 2
         if keep and not moved[..., middle].any():

@@ -19,7 +19,7 @@ from segment.data.components import label_components
 
 CLOSE_RATIO = 2.0  # voxels are turned within a plane whose two spacings differ less than this, as the network pools
 SAME_SPACING = 1e-2  # relative difference up to which a 90-degree turn takes one axis for another
-CV_LIMIT = 32_767  # rows or columns that cv2.remap can address
+CV_LIMIT = 32_000  # rows or columns that cv2.remap can address, and some to spare
 
 
 @dataclass(frozen=True)
@@ -136,14 +136,16 @@ class Warp:
 
     @cached_property
     def _coordinates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Source coordinate of each voxel of the patch per axis, float32 [*size], in voxels of the box."""
+        """Source coordinates of the patch's voxels, three times float32 [x, y * z], in voxels of the box."""
         origin = self.centre - self.matrix @ ((np.asarray(self.size) - 1) / 2)
         steps = [np.arange(count) for count in self.size]
         x, y, z = (
-            ((origin[axis] + self.matrix[axis, 0] * steps[0])[:, None] + self.matrix[axis, 1] * steps[1]).astype(
-                np.float32
-            )[:, :, None]
-            + (self.matrix[axis, 2] * steps[2]).astype(np.float32)
+            (
+                ((origin[axis] + self.matrix[axis, 0] * steps[0])[:, None] + self.matrix[axis, 1] * steps[1]).astype(
+                    np.float32
+                )[:, :, None]
+                + (self.matrix[axis, 2] * steps[2]).astype(np.float32)
+            ).reshape(self.size[0], -1)
             for axis in range(3)
         )
         return x, y, z
@@ -160,20 +162,17 @@ class Warp:
         Returns:
             float32 [channels, *size].
         """
-        slices, rows, columns = self.box
-        x, y, z = (array.reshape(self.size[0], -1) for array in self._coordinates)
-        before = np.clip(np.floor(x), 0, slices - 2)
+        x, y, z = self._coordinates
+        before = np.clip(np.floor(x), 0, self.box[0] - 2)
         share = x - before
+        places = [_places(index, y, z, self.box) for index in (before, before + 1)]
         result = np.empty((len(channels), *x.shape), np.float32)
-        wide = -(-slices * rows // (CV_LIMIT - 1))  # columns of slices, where one below the other they are too many
-        for part in _parts(*x.shape):
-            tops = [_look_up(before[part] + side, y[part], z[part], (slices, rows, columns), wide) for side in (0, 1)]
-            for channel, values in zip(result, channels, strict=True):
-                flat = _atlas(values, wide)
-                low, high = (cv2.remap(flat, column, row, cv2.INTER_LINEAR) for row, column in tops)
-                np.subtract(high, low, out=high)
-                high *= share[part]
-                np.add(high, low, out=channel[part])
+        for channel, values in zip(result, channels, strict=True):
+            flat = _atlas(values)
+            low, high = (_look_up(flat, *place, cv2.INTER_LINEAR) for place in places)
+            np.subtract(high, low, out=high)
+            high *= share
+            np.add(high, low, out=channel)
         return result.reshape(len(channels), *self.size)
 
     def label(self, label: np.ndarray) -> np.ndarray:
@@ -192,16 +191,16 @@ class Warp:
         lesions = np.flatnonzero(label != 0)
         if not lesions.size:
             return np.zeros(self.size, np.uint8)
-        _, rows, columns = self.box
-        x, y, z = (np.rint(array).astype(np.int32) for array in self._coordinates)
-        index = ((x * rows + y) * columns + z).reshape(-1)
-        moved = label.reshape(-1).take(index)
-        hit = np.flatnonzero(moved != 0)
+        x, y, z = nearest = [np.rint(array) for array in self._coordinates]
+        row, column = _places(x, y, z, self.box)
+        moved = _look_up(_atlas(label), row, column, cv2.INTER_NEAREST).reshape(-1)
+        hit = moved != 0
+        found = np.ravel_multi_index([array.reshape(-1)[hit].astype(np.intp) for array in nearest], self.box)
         for value in np.unique(label.reshape(-1)[lesions]):
             numbers, count = label_components(label == value, connectivity=26)
             owner = numbers.reshape(-1)[lesions]
             kept = np.zeros(count + 1, bool)
-            kept[numbers.reshape(-1)[index[hit]]] = True
+            kept[numbers.reshape(-1)[found]] = True
             kept[0] = True
             lost = ~kept[owner]
             if lost.any():
@@ -219,31 +218,41 @@ class Warp:
         moved.reshape(self.size)[tuple(place[inside].T)] = value
 
 
-def _parts(slabs: int, width: int) -> list[tuple[slice, slice]]:
-    """Blocks of a result [slabs, width] that cv2.remap can write."""
-    return [
-        np.s_[first : first + CV_LIMIT - 1, left : left + CV_LIMIT - 1]
-        for first in range(0, slabs, CV_LIMIT - 1)
-        for left in range(0, width, CV_LIMIT - 1)
-    ]
+def _wide(box: tuple[int, int, int]) -> int:
+    """How many slices stand beside each other in the atlas: one, or as many as keep its rows within reach of cv2."""
+    return -(-box[0] // max(1, CV_LIMIT // box[1]))
 
 
-def _look_up(
-    index: np.ndarray, row: np.ndarray, column: np.ndarray, box: tuple[int, int, int], wide: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column in the atlas of points in slice `index` (whole numbers)."""
-    _, rows, columns = box
-    if wide == 1:
-        return index * np.float32(rows) + row, column
-    down = np.floor(index / np.float32(wide))
-    return down * np.float32(rows) + row, column + (index - down * np.float32(wide)) * np.float32(columns)
-
-
-def _atlas(channel: np.ndarray, wide: int) -> np.ndarray:
-    """The slices of [x, y, z] as one picture: below each other, or in rows of `wide` slices."""
+def _atlas(channel: np.ndarray) -> np.ndarray:
+    """The slices of [x, y, z] as one picture: below each other, or in rows of several."""
     slices, rows, columns = channel.shape
+    wide = _wide(channel.shape)
     if wide == 1:
         return channel.reshape(slices * rows, columns)
-    padded = np.zeros((-(-slices // wide) * wide, rows, columns), np.float32)
+    padded = np.zeros((-(-slices // wide) * wide, rows, columns), channel.dtype)
     padded[:slices] = channel
     return padded.reshape(-1, wide, rows, columns).transpose(0, 2, 1, 3).reshape(-1, wide * columns)
+
+
+def _places(
+    index: np.ndarray, row: np.ndarray, column: np.ndarray, box: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column in the atlas of points in slice `index` (whole numbers), float32."""
+    _, rows, columns = box
+    wide = np.float32(_wide(box))
+    if wide == 1:
+        return index * np.float32(rows) + row, column
+    down = np.floor(index / wide)
+    return down * np.float32(rows) + row, column + (index - down * wide) * np.float32(columns)
+
+
+def _look_up(atlas: np.ndarray, row: np.ndarray, column: np.ndarray, how: int) -> np.ndarray:
+    """cv2.remap in blocks of the size that it can write."""
+    if max(row.shape) <= CV_LIMIT:
+        return cv2.remap(atlas, column, row, how)
+    result = np.empty(row.shape, atlas.dtype)
+    for top in range(0, row.shape[0], CV_LIMIT):
+        for left in range(0, row.shape[1], CV_LIMIT):
+            block = np.s_[top : top + CV_LIMIT, left : left + CV_LIMIT]
+            result[block] = cv2.remap(atlas, column[block], row[block], how)
+    return result

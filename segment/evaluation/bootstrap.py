@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -41,3 +42,23 @@ def interval(samples: np.ndarray) -> list[float] | None:
         return None
     tail = 50 * (1 - LEVEL)
     return [round(float(bound), _DIGITS) + 0.0 for bound in np.percentile(defined, [tail, 100 - tail])]
+
+
+def is_spread(bounds: Sequence[float] | None) -> bool:
+    """Whether an interval says anything: equal bounds mean that all draws agree, which is no certainty."""
+    return bounds is not None and bounds[0] < bounds[1]
+
+
+def wilson_interval(hit: int, n: int) -> tuple[float, float]:
+    """The 95% interval of a share as if its `n` lesions were independent; n at least 1.
+
+    It leaves out that lesions of one case resemble each other, so it is too narrow; but it has a width where resampling
+    cases has none.
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+    """
+    z2 = 1.959964**2
+    share = hit / n
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    return max(middle - half, 0.0) if hit else 0.0, min(middle + half, 1.0) if hit < n else 1.0

@@ -11,7 +11,7 @@ import numpy as np
 from segment.config import EvaluationConfig
 from segment.data.scan import Grid, ScanError, read_mask, read_probability, read_volume, require_same_grid
 from segment.errors import InputError
-from segment.evaluation.class_values import ClassValues, only_class, require_known
+from segment.evaluation.class_values import ClassValues, only_class, require_known, values_outside
 from segment.evaluation.lesion_map import lesion_map, write_lesion_map
 from segment.evaluation.lesions import class_mask
 from segment.evaluation.metrics import CaseResult, measure
@@ -54,7 +54,8 @@ class CaseOutcome:
     """A result for each class and the SHA-256 of what was read by role and name; or why there is no result.
 
     `error` is None where there is one; else `kind` is that of a `ScanError`, `memory`, `ended` or `evaluate`, and
-    `path` the file that is to blame.
+    `path` the file that is to blame. `outside` are values of the masks that belong to no class, where the classes were
+    given.
     """
 
     case_id: str
@@ -63,6 +64,7 @@ class CaseOutcome:
     error: str | None
     kind: str = ""
     path: str = ""
+    outside: tuple[int, ...] = ()
 
     def failure(self) -> dict[str, str]:
         """The row in failures.csv."""
@@ -112,7 +114,9 @@ def _evaluate(job: CaseJob) -> CaseOutcome:
             write_lesion_map(job.maps / f"{job.case_id}{suffix}.nii.gz", lesion_map(pair, grid.shape), grid)
     files = {"labels": job.label, "predictions": job.prediction, "probabilities": job.probability}
     inputs = {f"{role}/{path.name}": sha256_of(path) for role, path in files.items() if path is not None}
-    return CaseOutcome(job.case_id, tuple(results), inputs, None)
+    given = job.classes is not None and job.closed is None
+    outside = values_outside(classes, (label, prediction)) if given else ()
+    return CaseOutcome(job.case_id, tuple(results), inputs, None, outside=outside)
 
 
 def _missing_notes(job: CaseJob) -> tuple[str, ...]:

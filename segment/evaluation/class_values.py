@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,38 @@ def require_known(classes: ClassValues, masks: Mapping[str, np.ndarray], source:
             raise InputError(
                 f"{name} holds the value {strange[0]}, no label in {source}; pass --classes NAME=VALUE to choose"
             )
+
+
+def values_outside(classes: ClassValues, masks: Iterable[np.ndarray]) -> tuple[int, ...]:
+    """The values above 0 in uint8 masks that belong to no class, rising."""
+    known = {value for values in classes.values() for value in values}
+    return tuple(sorted({value for mask in masks for value in _present(mask)} - known))
+
+
+def absent_classes(
+    classes: ClassValues, present: Iterable[str], outside: Iterable[int], *, source: str = "--classes"
+) -> list[str]:
+    """A note for each class that no mask holds.
+
+    Args:
+        classes: As they were given.
+        present: The classes that some mask holds.
+        outside: Values in masks that belong to no class.
+        source: Where the classes were given.
+
+    Raises:
+        InputError: No mask holds any of the classes, and some hold other values, which must be what was meant.
+    """
+    absent = {name: values for name, values in classes.items() if name not in set(present)}
+    others = ", ".join(str(value) for value in sorted(set(outside)))
+    if others and len(absent) == len(classes):
+        given = " ".join(f"{name}={'+'.join(map(str, values))}" for name, values in classes.items())
+        raise InputError(f"{source} {given}: expected these values in the masks, found only {others} in all of them")
+    found = f"; values that belong to no class: {others}" if others else ""
+    return [
+        f"class {name} (value {'+'.join(map(str, values))}) is in no mask, neither a label nor a prediction{found}"
+        for name, values in absent.items()
+    ]
 
 
 def only_class(masks: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

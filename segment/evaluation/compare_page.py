@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
+from segment.evaluation.bootstrap import is_spread
 from segment.evaluation.charts import draw_dot, draw_svg, draw_text, percent
 from segment.evaluation.page import DASH, bin_name, page_labels, write_page
 
@@ -30,12 +31,12 @@ class Line:
     second: float | None
     difference: float | None
     interval: tuple[float, float] | None
-    verdict: Literal["better", "worse", "unclear"]
+    verdict: Literal["better", "worse", "unclear", "no_spread"]
 
     @property
     def bounds(self) -> str:
         """The interval as it is printed."""
-        return DASH if self.interval is None else " … ".join(f"{bound:+.3f}" for bound in self.interval)
+        return " … ".join(f"{bound:+.3f}" for bound in self.interval) if self.interval else DASH
 
     @property
     def change(self) -> str:
@@ -94,8 +95,10 @@ def _line(key: str, figure: Mapping[str, Any], labels: Mapping[str, str], *, n_c
         # Left unsaid, the case that only one side gets wrong would vanish from its mean.
         name = labels["compare_both_defined"].format(name=name, n=figure["n"], all=n_cases)
     interval = tuple(figure["interval"]) if figure["interval"] else None
-    verdict: Literal["better", "worse", "unclear"] = "unclear"
-    if interval is not None and (interval[0] > 0 or interval[1] < 0):
+    verdict: Literal["better", "worse", "unclear", "no_spread"] = "unclear"
+    if interval is not None and not is_spread(interval):
+        verdict = "no_spread"
+    if is_spread(interval) and interval is not None and (interval[0] > 0 or interval[1] < 0):
         verdict = "better" if (interval[0] > 0) != (key in LOWER_IS_BETTER) else "worse"
     return Line(key, name, figure["first"], figure["second"], figure["difference"], interval, verdict)
 
@@ -106,6 +109,8 @@ def _sentence(line: Line, labels: Mapping[str, str]) -> str:
     sentence = labels["compare_sentence"].format(
         first=percent(line.first), second=percent(line.second), difference=f"{100 * line.difference:+.1f}"
     )
+    if line.interval is not None and not is_spread(line.interval):
+        return f"{sentence} ({labels['interval_none']})"
     if line.interval is not None:
         low, high = (f"{100 * bound:+.1f}" for bound in line.interval)
         sentence += labels["sentence_interval"].format(low=low, high=high)

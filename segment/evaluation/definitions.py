@@ -38,7 +38,8 @@ def definitions(config: EvaluationConfig) -> dict[str, str]:
         "micro": "pooled over all lesions (Dice and IoU over all voxels, by volume)",
         "macro": "averaged over the cases where the figure is defined",
         "intervals": f"95%, percentiles of {config.bootstrap_draws} draws of as many cases with replacement; draws in"
-        " which the figure is undefined are left out",
+        " which the figure is undefined are left out; equal bounds mean that all draws agree, as they do"
+        " with few cases, and are no certainty",
         "iou_histogram": "label lesions by the IoU of their match, 10 bins of 0.1, misses in the first",
         "under_resolved": "a size bin whose upper edge holds fewer than 4 voxels",
     }

@@ -12,19 +12,19 @@ import numpy as np
 _STEPS = ((1, 0, "h", 1), (0, 1, "v", 1), (-1, 0, "h", -1), (0, -1, "v", -1))
 
 
-def encode_png(grey: np.ndarray) -> bytes:
-    """An 8-bit greyscale PNG without any metadata, so that the same picture is the same bytes.
+def encode_png(picture: np.ndarray) -> bytes:
+    """An 8-bit PNG without any metadata, so that the same picture is the same bytes.
 
     Args:
-        grey: uint8 [rows, columns], each at least 1.
+        picture: uint8 [rows, columns] of greys, or [rows, columns, 3] of red, green and blue; at least 1 each.
 
     Source: PNG specification, third edition, W3C 2025 (IHDR, IDAT, IEND; filter type 0 on every row).
     """
-    rows, columns = grey.shape
-    header = struct.pack(">IIBBBBB", columns, rows, 8, 0, 0, 0, 0)
+    rows, columns = picture.shape[:2]
+    header = struct.pack(">IIBBBBB", columns, rows, 8, 0 if picture.ndim == 2 else 2, 0, 0, 0)
     # Filter 0 packs smallest here: the grey levels are few and repeat, their differences do not.
-    lines = np.zeros((rows, columns + 1), np.uint8)
-    lines[:, 1:] = grey
+    lines = np.zeros((rows, picture[0].size + 1), np.uint8)
+    lines[:, 1:] = picture.reshape(rows, -1)
     body = zlib.compress(lines.tobytes(), 9)
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
 

@@ -10,7 +10,7 @@ from segment.config import EvaluationConfig
 from segment.data.nifti import ENDINGS
 from segment.errors import InputError
 from segment.evaluation.case_files import CaseJob, CaseOutcome, case_pictures, draw_files, evaluate_files, failed
-from segment.evaluation.class_values import ClassValues, find_class_values
+from segment.evaluation.class_values import ClassValues, absent_classes, find_class_values
 from segment.evaluation.lesion_map import write_colours
 from segment.evaluation.report_sections import Section, SectionPlan, draw_section
 from segment.evaluation.tables import csv_text, write_report
@@ -254,7 +254,18 @@ def report_outcomes(
         scans=lambda case_id: case_pictures(by_case[case_id]),
         language=language,
         draw_all=draw_all,
+        notes=_class_notes(jobs, outcomes),
     )
+
+
+def _class_notes(jobs: Sequence[CaseJob], outcomes: Sequence[CaseOutcome]) -> list[str]:
+    """Notes on classes that no mask holds; InputError where that is all of those that were given."""
+    if jobs[0].classes is None:
+        return []
+    counts = ("n_gt", "n_pred", "n_ignored_gt", "n_removed_pred")
+    cases = [result.case for outcome in outcomes for result in outcome.results]
+    present = {case["class"] for case in cases if any(case[name] for name in counts)}
+    return absent_classes(jobs[0].classes, present, {value for outcome in outcomes for value in outcome.outside})
 
 
 def headline(summary: Mapping[str, Any], output: Path) -> str:

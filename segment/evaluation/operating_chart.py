@@ -52,7 +52,7 @@ def write_operating_plot(path: Path, values: Mapping[str, Any], labels: Mapping[
     """Writes the chart as an SVG file that needs nothing else. Raises InputError when it cannot be written."""
     chart = str(operating_chart(values, labels))
     opening, inside = chart.split(">", 1)
-    legend = f"{labels['recall']} ———   {labels['small_recall']} – – –"
+    legend = f"{labels['recall']} \N{EM DASH}\N{EM DASH}   {labels['small_recall']} - - -"
     head = f'<style>{_STYLE}</style><rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>'
     head += draw_text(LEFT + PLOT_WIDTH, 11, legend, css="end")
     write_text(path, f'{opening} xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH}">{head}{inside}\n')

@@ -118,7 +118,7 @@ class CaseViewer:
         self._affine = pictures.grid.affine @ orientations.inv_ornt_aff(turn, pictures.image.shape)
         self._spacing_mm = np.linalg.norm(self._affine[:3, :3], axis=0)
         self._low, self._high = grey_window(self._image)
-        self._box = _content(self._image, self._label, self._prediction)
+        self._box = content_box(self._image, self._label, self._prediction)
 
     def middle(self) -> Spot:
         """The middle of the scan, for a case without any lesion."""
@@ -186,7 +186,7 @@ class CaseViewer:
         width_mm, height_mm = columns * float(self._spacing_mm[across]), rows * float(self._spacing_mm[up])
         return View(
             plane=plane,
-            png=encode_png(_grey(grey, self._low, self._high)),
+            png=encode_png(grey_image(grey, self._low, self._high)),
             columns=columns,
             rows=rows,
             png_columns=png_columns,
@@ -250,7 +250,7 @@ def _sample(image: np.ndarray) -> np.ndarray:
     return sample[np.isfinite(sample)]
 
 
-def _content(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> tuple[tuple[int, int], ...]:
+def content_box(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> tuple[tuple[int, int], ...]:
     """First and one past the last voxel per axis of what is not background in any of the three, with a small margin."""
     filled = (image != background_value(image)) | (label > 0) | (prediction > 0)
     box = []
@@ -261,7 +261,8 @@ def _content(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> tu
     return tuple(box)
 
 
-def _grey(image: np.ndarray, low: float, high: float) -> np.ndarray:
+def grey_image(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The values as greys, uint8 of the same shape: `low` is black, `high` white, NaN black."""
     share = np.clip((np.nan_to_num(image, nan=low, posinf=high, neginf=low) - low) / (high - low), 0.0, 1.0)
     # Fewer levels than a byte holds: no eye tells them apart on a screen, and the picture packs to half.
     level = np.rint(share * (GREY_LEVELS - 1))

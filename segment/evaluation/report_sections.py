@@ -14,6 +14,7 @@ from segment.evaluation.report_rows import CaseRow, LesionRow
 
 PICTURES_MIB = 11  # with tables and charts of 100 cases the page stays below 15 MiB
 PICTURED_CASES = 100
+PANELS = 200  # pictured errors of a case: noise has thousands, and nobody looks at more
 ERRORS = ("missed", "false_positive")
 WHOLE_PIXELS = 256
 WHOLE_PIXELS_OF_MANY = 160  # where more than MANY_CASES share the cap
@@ -145,7 +146,7 @@ class CaseDrawing:
         first = self._first_panel(viewer, whole_pixels)
         panels, used = [first], _size(first)
         errors = [row for row in self._lesions if row.outcome in ERRORS]
-        for row in errors:
+        for row in errors[:PANELS]:
             if row is first.row:
                 continue
             panel = self._lesion_panel(viewer, row)
@@ -156,7 +157,9 @@ class CaseDrawing:
         shown = [panel for panel in panels if panel.row is not None and panel.row.outcome in ERRORS]
         capped = ""
         if len(shown) < len(errors):
-            capped = self._labels["pictures_capped"].format(shown=len(shown), all=len(errors), mib=PICTURES_MIB)
+            capped = self._labels["pictures_capped"].format(
+                shown=len(shown), all=len(errors), mib=PICTURES_MIB, panels=PANELS
+            )
         text = self._render(panels=panels, missing="", capped=capped)
         return Section(text, tuple(_thumbnail(panel) for panel in shown), True)
 

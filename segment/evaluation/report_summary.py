@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from segment.evaluation.bootstrap import is_spread, wilson_interval
 from segment.evaluation.charts import (
     CasePoint,
     FrocPoint,
@@ -64,9 +65,10 @@ def headline(summary: Mapping[str, Any], lesions: Sequence[LesionRow], labels: M
         sentence = labels["sentence_small"].format(
             hit=micro["n_small_found"], n=micro["n_small"], small=small, recall=percent(recall)
         )
-        interval = micro["intervals"].get("small_lesion_recall")
-        if interval:
-            sentence += labels["sentence_interval"].format(low=percent(interval[0]), high=percent(interval[1]))
+        hit, n = micro["n_small_found"], micro["n_small"]
+        low, high, of_cases = _bounds(micro["intervals"].get("small_lesion_recall"), hit, n)
+        words = labels["sentence_interval" if of_cases else "sentence_wilson"]
+        sentence += words.format(low=percent(low), high=percent(high), n=n)
         sentence += labels["sentence_fp"].format(fp=fp)
     counts = micro["iou10"]
     everything = labels["sentence_all"].format(n=counts["tp"] + counts["fn"], hit=counts["tp"], missed=counts["fn"])
@@ -75,6 +77,13 @@ def headline(summary: Mapping[str, Any], lesions: Sequence[LesionRow], labels: M
         labels["found_means"].format(iou=f"{config['match_iou']:g}"),
     )
     return Headline(sentence, lines, tuple(_tiles(summary, labels)))
+
+
+def _bounds(interval: Sequence[float] | None, hit: int, n: int) -> tuple[float, float, bool]:
+    """A share's interval by resampling cases or, where that has no width, by Wilson; and whether it is the former."""
+    if interval is not None and is_spread(interval):
+        return interval[0], interval[1], True
+    return *wilson_interval(hit, n), False
 
 
 def _why_missed(lesions: Sequence[LesionRow], labels: Mapping[str, str]) -> str:
@@ -96,8 +105,12 @@ def _tiles(summary: Mapping[str, Any], labels: Mapping[str, str]) -> list[Tile]:
     small = micro["small_lesion_recall"], micro["n_small_found"], micro["n_small"]
 
     def share(key: str, name: str, value: float | None, hit: int, n: int) -> Tile:
-        details = (labels["n_of"].format(hit=hit, n=n), *_interval(intervals.get(key), labels, percent))
-        return Tile(labels[name], percent(value), details)
+        if not n:
+            return Tile(labels[name], percent(value), (labels["n_of"].format(hit=hit, n=n),))
+        low, high, of_cases = _bounds(intervals.get(key), hit, n)
+        words = labels["interval" if of_cases else "interval_wilson"]
+        spread = words.format(low=percent(low), high=percent(high))
+        return Tile(labels[name], percent(value), (labels["n_of"].format(hit=hit, n=n), spread))
 
     false_positives = _interval(intervals.get("fp_per_scan"), labels, lambda value: number(value, 2))
     return [
@@ -122,7 +135,11 @@ def _mean_tile(figure: Mapping[str, Any], name: str, labels: Mapping[str, str]) 
 def _interval(
     interval: Sequence[float] | None, labels: Mapping[str, str], write: Callable[[float], str]
 ) -> tuple[str, ...]:
-    return (labels["interval"].format(low=write(interval[0]), high=write(interval[1])),) if interval else ()
+    if interval is None:
+        return ()
+    if not is_spread(interval):
+        return (labels["interval_none"],)
+    return (labels["interval"].format(low=write(interval[0]), high=write(interval[1])),)
 
 
 def _operating_tile(summary: Mapping[str, Any], labels: Mapping[str, str]) -> Tile:
@@ -155,9 +172,12 @@ def charts(summary: Mapping[str, Any], cases: Sequence[CaseRow], labels: Mapping
 
 def _recall(summary: Mapping[str, Any], labels: Mapping[str, str]) -> Chart:
     bins, either = (summary["micro"]["recall_by_bin"][way] for way in ("iou10", "any"))
-    bars = []
+    bars, by_wilson = [], False
     for name, entry in bins.items():
-        low, high = entry["interval"] or (None, None)
+        low, high = None, None
+        if entry["n"]:
+            low, high, of_cases = _bounds(entry["interval"], entry["hit"], entry["n"])
+            by_wilson |= not of_cases
         under = summary["under_resolved"].get(name, 0) > 0
         shares = (entry["recall"], low, high, either[name]["recall"])
         bars.append(RecallBar(bin_name(name), entry["hit"], entry["n"], *shares, under_resolved=under))
@@ -175,6 +195,8 @@ def _recall(summary: Mapping[str, Any], labels: Mapping[str, str]) -> Chart:
     caption = labels["recall_caption"]
     if any(bar.under_resolved for bar in bars):
         caption += " " + labels["under_resolved"]
+    if by_wilson:
+        caption += " " + labels["recall_wilson"]
     names = ("size_bin", "n_gt", "n_found", "recall", "interval_95", "recall_any")
     columns = tuple(labels[name] for name in names)
     return Chart(labels["recall_by_bin"], caption, recall_chart(bars, labels), columns, tuple(rows))
@@ -234,6 +256,7 @@ def conventions(summary: Mapping[str, Any], labels: Mapping[str, str]) -> list[s
         labels["found_means"].format(iou=f"{config['match_iou']:g}"),
         labels["convention_any"],
         labels["convention_interval"].format(draws=bootstrap["draws"], seed=bootstrap["seed"]),
+        labels["convention_wilson"],
         labels["convention_view"].format(low=low, high=high),
         labels["convention_world"],
     ]

@@ -5,8 +5,6 @@ It reads files only and shares the look of the report beside it, so it needs no 
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,10 @@ from markupsafe import Markup
 from segment.errors import InputError
 from segment.evaluation.charts import percent
 from segment.evaluation.curves import STYLES, Curve, Scale, line_chart
+from segment.evaluation.operating_chart import operating_chart
+from segment.evaluation.overlays import find_slices
 from segment.evaluation.page import DASH, number, page_labels, write_page
+from segment.evaluation.run_log import Log, read_log, read_text
 from segment.files import read_json
 
 PAGE = "run.html"
@@ -40,6 +41,21 @@ VALIDATION: dict[str, Group] = {
     "run_overlap": (("dice", "iou"), "unit"),
 }
 SHARES = ("small_lesion_recall", "lesion_recall", "lesion_precision")
+# Columns and keys that a label says in words; others are shown as they are, without underscores.
+WORDS = {
+    "small_lesion_recall": "small_recall",
+    "lesion_recall": "recall_all",
+    "lesion_precision": "precision",
+    "lesion_f1": "f1",
+    "fp_per_scan": "fp_per_scan",
+    "dice": "dice_mean",
+    "iou": "iou_mean",
+    "best": "run_kept",
+    "loss": "run_total",
+}
+SLICES = 24  # pictures in the page, of at most SLICE_CASES cases
+SLICE_CASES = 4
+SLICE_BYTES = 2**20  # of one picture; a larger one was not made for this page
 
 
 @dataclass(frozen=True)
@@ -52,20 +68,11 @@ class Panel:
     text: str
 
 
-@dataclass(frozen=True)
-class Log:
-    """A CSV file of a run: the steps, and numbers by column, None where a cell is empty or no number."""
-
-    steps: tuple[int, ...]
-    columns: dict[str, tuple[float | None, ...]]
-    notes: tuple[str, ...]
-
-
 def write_run_page(run_dir: Path, *, language: str) -> Path:
     """Writes `run.html` into a run folder, also into one whose run has not finished.
 
-    Shows metrics.csv, and validation.csv, manifest.json and config.yaml where they are there. The same files give the
-    same bytes.
+    Shows metrics.csv, and validation.csv, manifest.json, config.yaml, operating_point.json and the pictures in slices/
+    where they are there. The same files give the same bytes.
 
     Args:
         run_dir: A run folder.
@@ -80,9 +87,7 @@ def write_run_page(run_dir: Path, *, language: str) -> Path:
     labels = page_labels(language)
     metrics = read_log(run_dir / "metrics.csv")
     validation = read_log(run_dir / "validation.csv") if (run_dir / "validation.csv").exists() else None
-    manifest = read_json(run_dir / "manifest.json") if (run_dir / "manifest.json").exists() else {}
-    if not isinstance(manifest, dict):
-        raise InputError(f"{run_dir / 'manifest.json'}: expected an object, found {type(manifest).__name__}")
+    manifest, point = (_object(run_dir / name) for name in ("manifest.json", "operating_point.json"))
     report = Path("validation", "report", "report.html")
     values = {
         "title": labels["run_title"].format(name=run_dir.resolve().name),
@@ -92,51 +97,27 @@ def write_run_page(run_dir: Path, *, language: str) -> Path:
         "training": _panels(metrics, TRAINING, labels),
         "validation": _panels(validation, VALIDATION, labels) if validation else [],
         "table": _validation_table(validation, labels) if validation else None,
+        "point": _operating_point(point, run_dir / "operating_point.json", labels) if point else None,
+        "slices": _slices(run_dir, labels),
         "machine": _flat(manifest),
-        "config": _text(run_dir / "config.yaml"),
+        "config": read_text(run_dir / "config.yaml"),
     }
     write_page(run_dir / PAGE, "run.html", language=language, values=values)
     return run_dir / PAGE
 
 
-def read_log(path: Path) -> Log:
-    """Reads metrics.csv or validation.csv. A last row that was cut off is left out.
-
-    Raises:
-        InputError: The file is missing, has no column `step` or no whole row.
-    """
-    rows = list(csv.DictReader(_text(path).splitlines()))
-    whole = [row for row in rows if (row.get("step") or "").isdigit() and None not in row.values()]
-    if not whole:
-        raise InputError(f"{path}: expected a column `step` and at least one row, found none; has the run logged yet?")
-    names = [name for name in whole[0] if name not in ("step", "note")]
-    return Log(
-        tuple(int(row["step"]) for row in whole),
-        {name: tuple(_number(row[name]) for row in whole) for name in names},
-        tuple(row.get("note", "") for row in whole),
-    )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as cause:
-        hint = "expected a run folder of `segment train`"
-        raise InputError(f"cannot read {path}: {getattr(cause, 'strerror', None) or cause}; {hint}") from cause
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+def _object(path: Path) -> dict[str, Any]:
+    """A JSON file's object; empty where the file is missing."""
+    values = read_json(path) if path.exists() else {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected an object, found {type(values).__name__}")
+    return values
 
 
 def _panels(log: Log, groups: Mapping[str, Group], labels: Mapping[str, str]) -> list[Panel]:
     panels = []
     for key, (wanted, scale) in groups.items():
-        curves = [_curve(log, name) for name in _matching(log.columns, wanted)]
+        curves = [_curve(log, name, labels) for name in _matching(log.columns, wanted)]
         curves = [curve for curve in curves if curve.values]
         if not curves:
             continue
@@ -155,9 +136,17 @@ def _matching(columns: Mapping[str, Any], wanted: Sequence[str]) -> list[str]:
     return [name for key in wanted for name in columns if name == key or (key.endswith("/") and name.startswith(key))]
 
 
-def _curve(log: Log, name: str) -> Curve:
+def _words(name: str, labels: Mapping[str, str]) -> str:
+    """A column's name as a person says it."""
+    if name in WORDS:
+        return labels[WORDS[name]]
+    group, _, rest = name.rpartition("/")
+    return (rest if group in ("loss", "weight") else name).replace("_", " ").replace("/", ": ")
+
+
+def _curve(log: Log, name: str, labels: Mapping[str, str]) -> Curve:
     points = [(step, value) for step, value in zip(log.steps, log.columns[name], strict=True) if value is not None]
-    return Curve(name, tuple(step for step, _ in points), tuple(value for _, value in points))
+    return Curve(_words(name, labels), tuple(step for step, _ in points), tuple(value for _, value in points))
 
 
 def _facts(metrics: Log, manifest: Mapping[str, Any], labels: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -198,14 +187,70 @@ def _validation_table(validation: Log, labels: Mapping[str, str]) -> dict[str, A
     rows = []
     for place, step in enumerate(validation.steps):
         values = [(name, validation.columns[name][place]) for name in names]
-        cells = [percent(value) if name in SHARES else _short(value) for name, value in values]
+        cells = [_cell(name, value, labels) for name, value in values]
         rows.append((str(step), *cells, *([validation.notes[place]] if notes else [])))
-    columns = [labels["run_step"], *names, *([labels["run_note"]] if notes else [])]
+    words = (_words(name, labels) for name in names)
+    columns = [labels["run_step"], *words, *([labels["run_note"]] if notes else [])]
     return {"columns": columns, "rows": rows, "notes": notes}
 
 
-def _short(value: float | None) -> str:
+def _cell(name: str, value: float | None, labels: Mapping[str, str]) -> str:
+    if name == "best":
+        return labels["run_kept_yes"] if value else ""
+    if name in SHARES:
+        return percent(value)
     return DASH if value is None else f"{value:.4g}"
+
+
+def _operating_point(values: Mapping[str, Any], path: Path, labels: Mapping[str, str]) -> dict[str, Any]:
+    """The sentence, the notes and the chart of the operating point."""
+    try:
+        there, key = values["at_point"], "run_point" if values["chosen"] else "run_no_point"
+        sentence = labels[key].format(
+            threshold=f"{values['threshold']:g}",
+            volume=f"{values['min_lesion_mm3']:g}",
+            recall=percent(there["small_lesion_recall"]),
+            fp=number(there["fp_per_scan"], 2),
+            n=len(values["cases"]),
+            target=f"{values['max_fp_per_scan']:g}",
+        )
+        return {"sentence": sentence, "notes": values["notes"], "svg": operating_chart(values, labels)}
+    except (KeyError, TypeError, ValueError, IndexError) as cause:
+        raise InputError(
+            f"{path}: expected an operating point as training writes it, found none ({cause!r}); remove it or train on"
+        ) from cause
+
+
+def _slices(run_dir: Path, labels: Mapping[str, str]) -> dict[str, Any] | None:
+    """The pictures of the first cases, evenly over the steps, the first and the last among them."""
+    found = find_slices(run_dir)
+    if not found:
+        return None
+    cases = list(found)[:SLICE_CASES]
+    per_case = SLICES // len(cases)
+    rows = []
+    for case_id in cases:
+        steps = _spread(list(found[case_id]), per_case)
+        pictures = [(step, _picture(found[case_id][step])) for step in steps]
+        rows.append((case_id, [(step, png) for step, png in pictures if png]))
+    shown, everything = sum(len(row[1]) for row in rows), sum(map(len, found.values()))
+    capped = labels["run_slices_capped"].format(shown=shown, all=everything) if shown < everything else ""
+    return {"rows": rows, "capped": capped}
+
+
+def _spread(steps: Sequence[int], most: int) -> list[int]:
+    if len(steps) <= most:
+        return list(steps)
+    return [steps[round(place * (len(steps) - 1) / (most - 1))] for place in range(most)]
+
+
+def _picture(path: Path) -> bytes:
+    """A PNG's bytes; none where it is no PNG or too large for a page."""
+    try:
+        data = path.read_bytes() if path.stat().st_size <= SLICE_BYTES else b""
+    except OSError as cause:
+        raise InputError(f"cannot read {path}: {cause.strerror or cause}") from cause
+    return data if data.startswith(b"\x89PNG\r\n") else b""
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

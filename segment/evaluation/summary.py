@@ -28,6 +28,7 @@ def summarise(
     seed: int,
     inputs: Mapping[str, str],
     operating_point: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The content of summary.json.
 
@@ -39,6 +40,7 @@ def summarise(
         seed: Of the resampling.
         inputs: SHA-256 by path of what was read; stored as it is.
         operating_point: What the masks were made with (`threshold`, `min_lesion_mm3`), stored as it is.
+        notes: What a reader should know about all cases; they come before those of single cases.
 
     Raises:
         InputError: There is no result.
@@ -61,7 +63,7 @@ def summarise(
         summary["operating_point"] = dict(operating_point)
     return summary | {
         "bootstrap": {"draws": config.bootstrap_draws, "seed": seed, "level": LEVEL, "unit": "case"},
-        "notes": _notes(ordered),
+        "notes": [*notes, *_notes(ordered)],
         "definitions": definitions(config),
         "config": config.model_dump(mode="json"),
         "versions": versions(),

@@ -30,6 +30,7 @@ def write_report(
     operating_point: Mapping[str, Any] | None = None,
     language: str = "en",
     draw_all: DrawAll | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Writes lesions.csv, cases.json, summary.json and report.html into a folder, replacing files of these names.
 
@@ -43,6 +44,7 @@ def write_report(
         operating_point: What the masks were made with (`threshold`, `min_lesion_mm3`), where it is known.
         language: Of the page's labels: `en` or `zh`.
         draw_all: As in `write_html`.
+        notes: As in `summarise`.
 
     Returns:
         The summary.
@@ -50,7 +52,7 @@ def write_report(
     Raises:
         InputError: There is no result, or a file cannot be written.
     """
-    summary = summarise(results, config=config, seed=seed, inputs=inputs, operating_point=operating_point)
+    summary = summarise(results, config=config, seed=seed, inputs=inputs, operating_point=operating_point, notes=notes)
     cases, lesions = sorted_cases(results), sorted_lesions(results)
     write_text(output / "lesions.csv", csv_text(COLUMNS, lesions))
     write_json(output / "cases.json", cases)

@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from segment.data.bids import input_filters
 from segment.data.cases import find_inputs
 from segment.data.nifti import ENDINGS
 from segment.data.scan import Case
@@ -64,7 +65,8 @@ def predict_cases(
         InputError: A run, the source, the labels folder or the output folder cannot be used.
     """
     predictor = Predictor.load(runs, changes=changes)
-    cases = find_inputs(source, channels=predictor.plan.channels)
+    filters = input_filters(predictor.config.data.bids, predictor.plan.channel_names)
+    cases = find_inputs(source, channels=predictor.plan.channels, bids=filters)
     if labels is not None:
         _require_labels(labels, cases)
     point = point_in_use(
@@ -87,9 +89,7 @@ def settings_digest(predictor: Predictor, point: PointInUse) -> str:
             {
                 "sha256": member.model_sha256,
                 "plan": member.plan.to_json(),
-                "inference": member.config.inference.model_dump(
-                    mode="json", exclude=_WITHOUT_EFFECT
-                ),
+                "inference": member.config.inference.model_dump(mode="json", exclude=_WITHOUT_EFFECT),
             }
             for member in predictor.members
         ],
@@ -104,8 +104,8 @@ def _require_labels(labels: Path, cases: Sequence[Case]) -> None:
         raise InputError(f"labels {labels}: expected a folder of masks CASE.nii.gz, found no folder")
     if not any((labels / f"{case.case_id}{ending}").exists() for case in cases for ending in ENDINGS):
         raise InputError(
-            f"labels {labels}: expected masks named as the cases, such as {cases[0].case_id}.nii.gz, found none for any "
-            f"of {len(cases)}; give another folder or leave --labels out"
+            f"labels {labels}: expected masks named as the cases, such as {cases[0].case_id}.nii.gz, found none for "
+            f"any of {len(cases)}; give another folder or leave --labels out"
         )
 
 
@@ -126,7 +126,7 @@ def _claim(output: Path, *, force: bool, resume: bool, shard: Shard | None) -> N
 def _say(point: PointInUse) -> None:
     print(f"threshold {point.threshold:g}, predictions from {point.min_lesion_mm3:g} mm3 ({point.source})")
     for note in point.notes:
-        CONSOLE.print(note, markup=False, soft_wrap=True)
+        print(f"  {note}")
 
 
 def run_job(job: Job, cases: Sequence[Case]) -> int:
@@ -161,7 +161,7 @@ def _records(job: Job, cases: Sequence[Case]) -> Iterator[Record]:
     """Yields the record of each case when it is done.
 
     One thread beside this one first writes the last case, then reads the next, while the network computes the present
-    one; that order keeps at most two cases in memory.
+    one; that order keeps at most two cases in memory. Where the limit allows only one, the next waits for its end.
     """
 
     def begin(case: Case) -> Passage:
@@ -175,12 +175,16 @@ def _records(job: Job, cases: Sequence[Case]) -> Iterator[Record]:
         ending: Future[Record] | None = None
         for index in range(len(cases)):
             present = begun.pop().result()
-            for case in cases[index + 1 : index + 2]:
-                begun.append(beside.submit(begin, case))
+            following = cases[index + 1 : index + 2]
+            together = job.predictor.memory.fit_together(cases[index : index + 2], job.wanted)
+            if together:
+                begun += [beside.submit(begin, case) for case in following]
             take_through(job, present, (predict,))
             if ending is not None:
                 yield ending.result()
             ending = beside.submit(end, present)
+            if not together:
+                begun += [beside.submit(begin, case) for case in following]
             del present
         if ending is not None:
             yield ending.result()

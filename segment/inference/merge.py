@@ -36,7 +36,9 @@ def merge_reports(output: Path) -> int:
         for case_id in manifest["cases"]:
             record = read_record(output, case_id)
             if record is None:
-                raise InputError(f"{output}: shard {index}/{count} lists case {case_id}, expected its record, found none")
+                raise InputError(
+                    f"{output}: shard {index}/{count} lists case {case_id}, expected its record, found none"
+                )
             records[case_id] = record
     ordered = [records[case_id] for case_id in sorted(records)]
     head = {name: value for name, value in first.items() if name != "cases"} | {"shard": None}
@@ -87,6 +89,4 @@ def _require_same(manifests: Sequence[Mapping[str, Any]], output: Path) -> None:
     what = {"settings_sha256": "models, options or operating point", "n_inputs": "number of input cases"}
     for name in _SAME:
         if len({manifest[name] for manifest in manifests}) > 1:
-            raise InputError(
-                f"{output}: the shards differ in {what[name]}; predict again those that are not meant so"
-            )
+            raise InputError(f"{output}: the shards differ in {what[name]}; predict again those that are not meant so")

@@ -167,7 +167,7 @@ def describe(values: Mapping[str, Any]) -> list[str]:
     n_scans = values["counts"]["n_scans"]
     recall = point["small_lesion_recall"]
     small = "no small lesions" if recall is None else f"small-lesion recall {recall:.2f}"
-    what = "operating point" if values["chosen"] else "no operating point, as configured"
+    what = "operating point" if values["chosen"] else "as configured"
     line = f"{what}: threshold {point['threshold']:g}, predictions from {point['min_lesion_mm3']:g} mm3: {small}, "
     line += f"{point['fp_per_scan']:.2f} false positives a scan on {n_scans} validation case{'s' * (n_scans != 1)}"
     return [line, *values["notes"]]

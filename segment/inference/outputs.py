@@ -15,7 +15,7 @@ from rich.table import Table
 
 from segment.config import EvaluationConfig
 from segment.data.scan import read_mask, read_volume
-from segment.evaluation.folders import headline
+from segment.evaluation.folders import FAILURE_COLUMNS, headline
 from segment.evaluation.lesion_map import write_colours
 from segment.evaluation.pictures import CasePictures
 from segment.evaluation.tables import csv_text, write_report
@@ -23,7 +23,6 @@ from segment.files import write_json, write_text
 from segment.inference.records import Record
 from segment.progress import CONSOLE
 
-FAILURE_COLUMNS = ("case", "path", "kind", "message")
 REPORT, MAPS = "report", "lesion_maps"
 HALF = 0.5  # the threshold that is always reported beside the one in use
 

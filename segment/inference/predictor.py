@@ -15,6 +15,7 @@ from segment.data.preprocessing import Placement, to_network
 from segment.data.scan import Scan, to_canonical
 from segment.errors import InputError
 from segment.files import read_json, sha256_of
+from segment.inference.memory import MemoryLimit, Wanted, windows_within
 from segment.inference.model_file import compile_forward, load_model, window_batch
 from segment.inference.slabs import Slab, ahead, merge_slabs, predict_slabs, restore_slabs, slab_axis
 from segment.inference.tiles import Forward, label_voxels
@@ -86,6 +87,17 @@ class Predictor:
         for other in self.members[1:]:
             _require_same(first, other, "channels", first.plan.channel_names, other.plan.channel_names)
             _require_same(first, other, "labels", first.plan.label_values, other.plan.label_values)
+        self.memory = MemoryLimit(self.members, self.config.inference.max_memory_gb)
+
+    def wanted(self, *, probabilities: bool, scored: bool) -> Wanted:
+        """What is made of each scan beside its mask, as far as memory goes.
+
+        Args:
+            probabilities: Whether the probability maps are written.
+            scored: Whether the masks are compared with labels, for which the probabilities are kept too.
+        """
+        uncertain = self.config.inference.uncertainty != "none"
+        return Wanted((probabilities or scored) + uncertain, probabilities or uncertain, scored)
 
     @classmethod
     def load(cls, run_dirs: Sequence[Path], *, changes: Mapping[str, Any] | None = None) -> Predictor:
@@ -138,12 +150,13 @@ class Predictor:
         placement = prepared[0].placement
         shape = (*placement.grid.shape, self.plan.classes)
         uncertainty = self.config.inference.uncertainty
+        wanted = self.wanted(probabilities=keep_probabilities, scored=False)
         mask = np.zeros(shape[:3], np.uint8, order="F")
         maps = [
             np.zeros(shape, np.float32, order="F") if wanted else None
             for wanted in (keep_probabilities, uncertainty != "none")
         ]
-        for slab in self._slabs(prepared, spread=uncertainty == "deviation"):
+        for slab in self._slabs(prepared, wanted):
             _planes(mask, placement, slab)[...] = label_voxels(slab.mean, self.plan, threshold=threshold)
             if maps[0] is not None:
                 _planes(maps[0], placement, slab)[...] = slab.mean
@@ -153,9 +166,11 @@ class Predictor:
             del slab
         return Prediction(mask, *maps)
 
-    def _slabs(self, prepared: Sequence[NetworkScan], *, spread: bool) -> Iterator[Slab]:
+    def _slabs(self, prepared: Sequence[NetworkScan], wanted: Wanted) -> Iterator[Slab]:
         """Slabs of the mean over all members, each with the same weight, on the crop that all grids share."""
-        axis = slab_axis(prepared[0].placement.shape, self.plan.patch_size)
+        placement = prepared[0].placement
+        axis = slab_axis(placement.shape, self.plan.patch_size)
+        waits = not self.memory.allows_ahead(placement.grid, wanted)
         streams, shares = [], []
         for scan in prepared:
             for windows in dict.fromkeys(member.windows for member in scan.members):
@@ -167,9 +182,9 @@ class Predictor:
                     overlap=members[0].config.inference.overlap,
                     window_batch=members[0].window_batch,
                     axis=axis,
-                    spread=spread,
+                    spread=self.config.inference.uncertainty == "deviation",
                 )
-                streams.append(restore_slabs(ahead(slabs), scan.placement))
+                streams.append(restore_slabs(slabs if waits else ahead(slabs), scan.placement))
                 shares.append(len(members) / len(self.members))
         return merge_slabs(streams, shares)
 
@@ -231,6 +246,6 @@ def load_member(run_dir: Path, changes: Mapping[str, Any]) -> Member:
         values["inference"].update(changes)
         config = config_from(values, source="options of the prediction")
     model = load_model(run_dir / "model.keras", plan)
-    batch = window_batch(config)
+    batch = windows_within(config.inference.max_memory_gb, plan, window_batch(config))
     forward = compile_forward(model, plan, batch=batch)
     return Member(run_dir, plan, config, forward, batch, sha256_of(run_dir / "model.keras"))

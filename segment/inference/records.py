@@ -111,7 +111,9 @@ def read_record(output: Path, case_id: str) -> Record | None:
         values["results"] = tuple(_result_from(result) for result in values["results"])
         return Record(**values)
     except (KeyError, TypeError, ValueError, AttributeError) as cause:
-        raise InputError(f"{path}: expected a record of a predicted case, found a fault: {cause!r}; remove it") from cause
+        raise InputError(
+            f"{path}: expected a record of a predicted case, found a fault: {cause!r}; remove it"
+        ) from cause
 
 
 def is_complete(

@@ -206,7 +206,9 @@ def restore_slabs(slabs: Iterator[Slab], placement: Placement) -> Iterator[Slab]
                 del mixed
                 done = ready
                 if done < count:
-                    waiting = waiting.planes(int(np.flatnonzero(matrix[done])[0]), waiting.stop)
+                    # Where the scan is much coarser, the next plane's first network plane may be yet to come.
+                    first = min(int(np.flatnonzero(matrix[done])[0]), waiting.stop)
+                    waiting = waiting.planes(first, waiting.stop)
 
 
 def _parts(slab: Slab, placement: Placement) -> Iterator[Slab]:
@@ -250,17 +252,23 @@ def merge_slabs(streams: Sequence[Iterator[Slab]], shares: Sequence[float]) -> I
     while True:
         first, stop = waiting[0].first, min(slab.stop for slab in waiting)
         parts = [slab.planes(first, stop) for slab in waiting]
-        mean = sum(np.float32(share) * part.mean for share, part in zip(shares, parts, strict=True))
-        arrays = [np.clip(mean, 0.0, 1.0)]
-        if parts[0].variance is not None:
-            spread = ((part.variance + (part.mean - mean) ** 2) for part in parts)
-            arrays.append(sum(np.float32(share) * part for share, part in zip(shares, spread, strict=True)))
+        weighted = list(zip((np.float32(share) for share in shares), parts, strict=True))
+        arrays = [np.clip(_sum([share * part.mean for share, part in weighted]), 0.0, 1.0)]
+        if all(part.variance is not None for part in parts):
+            arrays.append(_sum([share * (part.variance + (part.mean - arrays[0]) ** 2) for share, part in weighted]))
         yield parts[0].of(first, arrays)
         for index, slab in enumerate(waiting):
             following = slab.planes(stop, slab.stop) if slab.stop > stop else next(streams[index], None)
             if following is None:
                 return
             waiting[index] = following
+
+
+def _sum(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    total = arrays[0]
+    for array in arrays[1:]:
+        total += array
+    return total
 
 
 def ahead(slabs: Iterator[Slab]) -> Iterator[Slab]:

@@ -28,6 +28,7 @@ from segment.errors import InputError
 from segment.evaluation.lesion_map import lesion_map, write_lesion_map
 from segment.evaluation.metrics import CaseResult, measure
 from segment.files import sha256_of
+from segment.inference.memory import Wanted
 from segment.inference.outputs import MAPS, REPORT
 from segment.inference.point_in_use import PointInUse
 from segment.inference.predictor import NetworkScan, Prediction, Predictor
@@ -60,6 +61,11 @@ class Job:
     settings: str
     resume: bool
     shard: Shard | None
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is made of each scan beside its mask."""
+        return self.predictor.wanted(probabilities=self.probabilities, scored=self.labels is not None)
 
     def outputs_of(self, case_id: str) -> list[str]:
         """The files that are written for a case, by path below the output folder; the mask is the last."""
@@ -164,6 +170,7 @@ def look_up(job: Job, passage: Passage) -> None:
 
 def read(job: Job, passage: Passage) -> None:
     """Reads the scan and brings it to the networks' grids."""
+    job.predictor.memory.require(passage.case, job.wanted)
     scan = read_scan(passage.case, with_label=False)
     passage.inputs = {str(path): sha256_of(path) for path in passage.case.image_paths}
     passage.grid, passage.header = scan.grid, scan.header

@@ -10,9 +10,7 @@ from scipy.special import entr
 LN2 = float(np.log(2.0))
 
 
-def tally(
-    voters: Sequence[Callable[[np.ndarray], np.ndarray]], windows: np.ndarray, spread: bool
-) -> list[np.ndarray]:
+def tally(voters: Sequence[Callable[[np.ndarray], np.ndarray]], windows: np.ndarray, spread: bool) -> list[np.ndarray]:
     """Lets every voter judge the same windows.
 
     Running mean and sum of squares (Welford 1962, Technometrics 4:419): no vote is kept, and equal votes give their

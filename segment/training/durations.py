@@ -25,7 +25,7 @@ def patches_per_epoch(cases: Sequence[PreparedCase], plan: Plan) -> int:
 
 
 def training_steps(config: TrainConfig, cases: Sequence[PreparedCase], plan: Plan) -> int:
-    """The length of a training in steps, at least 1: `steps` itself, or `epochs` or `samples` rounded up to a whole one.
+    """The length of a training in steps, at least 1: `steps` itself, or `epochs` or `samples` rounded up.
 
     A step is one update of the weights; it sees `batch_size * accumulate_steps` patches.
     """

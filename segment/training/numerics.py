@@ -63,11 +63,12 @@ def find_bad_number(
         return found
     layers = [layer for layer in model.layers if not isinstance(layer, tf.keras.layers.InputLayer)]
     probe = tf.keras.Model(model.inputs, [[layer.output for layer in layers], list(model.outputs)])
+    share = 1.0 / len(case_ids)  # of a patch in the mean that is differentiated
     for index, case_id in enumerate(case_ids):
         patch = {name: part[index : index + 1] for name, part in batch.items() if name != "case"}
         run = _Run(probe, hybrid, patch, layers)
-        for place, kind in run.findings(scale):
-            alone = scale > 1.0 and place.startswith("gradient") and not any(run.gradient_findings(1.0))
+        for place, kind in run.findings(scale * share):
+            alone = scale > 1.0 and place.startswith("gradient") and not any(run.gradient_findings(share))
             return BadNumber(place, kind, case_id, overflow_of_scale=alone)
     return BadNumber(
         f"sum of the gradients of the {len(case_ids)} patches ({', '.join(sorted(set(case_ids)))}), "
@@ -141,7 +142,7 @@ class _Run:
 
 
 def _kind(values: Any) -> str:
-    """"NaN", "Inf", or nothing for finite values and for None."""
+    """NaN or Inf; nothing for finite values and for None."""
     if values is None:
         return ""
     array = np.asarray(tf.cast(tf.convert_to_tensor(values), tf.float32))

@@ -80,7 +80,9 @@ class Optimizer:
             decay * tf.convert_to_tensor(target) if decay else None
             for decay, target in zip(self._decay, self.targets, strict=True)
         ]
-        squares = [tf.nn.l2_loss(target) * decay for decay, target in zip(self._decay, self.targets, strict=True) if decay]
+        squares = [
+            tf.nn.l2_loss(target) * decay for decay, target in zip(self._decay, self.targets, strict=True) if decay
+        ]
         return tf.add_n(squares), gradients
 
     def apply(self, gradients: Sequence[Any], rate: tf.Tensor) -> None:

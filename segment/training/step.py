@@ -78,8 +78,8 @@ class TrainStep:
 
         Returns:
             "loss" (mean over all patches), the loss' statistics ("loss/<term>", "weight/<term>"), with L2 "loss/l2",
-            which is part of "loss", "gradient_norm" (before clipping, unscaled), "good" (bool; False: the step was skipped), "loss_scale" (of this step),
-            "skipped" (so far) and "skipped_in_row" (0 after a good step).
+            which is part of "loss", "gradient_norm" (before clipping, unscaled), "good" (bool; False: the step was
+            skipped), "loss_scale" (of this step), "skipped" (so far) and "skipped_in_row" (0 after a good step).
         """
         return self._compiled(batch, tf.constant(learning_rate, tf.float32), tf.constant(share_done, tf.float32))
 

@@ -87,6 +87,11 @@ class Team:
         self._send({"value": jsonable(value)})
         return value
 
+    def close(self) -> None:
+        """Ends the connections; the others find this process gone."""
+        for link in self._links:
+            link.close()
+
     def _farewell(self, message: Any) -> None:
         with suppress(InputError):  # a process that is gone needs no news, and the chief has its own to raise
             self._send(message)
@@ -133,6 +138,12 @@ class _Link:
         except OSError:
             return False
         return True
+
+    def close(self) -> None:
+        """Ends the connection."""
+        with suppress(OSError):
+            self._lines.close()
+            self._connection.close()
 
     def receive(self) -> Any:
         """The next message; None when the other side is gone."""

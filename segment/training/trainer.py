@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,7 @@ def train(config: Config, *, resume: bool, force: bool) -> TrainResult:
 
     The run folder then holds config.yaml, plan.json, split.json, data.json, manifest.json, metrics.csv, validation.csv,
     tensorboard/, checkpoints/, model.keras (the best model), operating_point.json with its plot, and validation/ (masks
-    and report). On SIGTERM or Ctrl-C
-    the step is finished and a checkpoint written.
+    and report). On SIGTERM or Ctrl-C the step is finished and a checkpoint written.
 
     Args:
         config: All options.
@@ -86,6 +86,11 @@ def train(config: Config, *, resume: bool, force: bool) -> TrainResult:
     choose_gpus(config.train.gpus)
     cluster = find_cluster(os.environ) if config.train.strategy == "multi_worker" else None
     team = Team() if cluster is None else meet(cluster, purpose=_purpose(config, resume=resume, force=force))
+    with closing(team), lost_worker_explained(alone=team.alone):
+        return _train(config, team, cluster, resume=resume, force=force)
+
+
+def _train(config: Config, team: Team, cluster: Cluster | None, *, resume: bool, force: bool) -> TrainResult:
     say_once(team)
     data, prepared = _open(config, team, resume=resume, force=force)
     precision = team.from_chief(
@@ -93,10 +98,9 @@ def train(config: Config, *, resume: bool, force: bool) -> TrainResult:
             config.train.precision, compute_capabilities=compute_capabilities(), cpu_flags=read_cpu_flags()
         )
     )
-    with lost_worker_explained(alone=team.alone):
-        parts = _build(config, data, prepared, precision, cluster)
-        manifest = _manifest(config, data, precision, parts.strategy, team)
-        return _run(config, data, parts, manifest, team)
+    parts = _build(config, data, prepared, precision, cluster)
+    manifest = _manifest(config, data, precision, parts.strategy, team)
+    return _run(config, data, parts, manifest, team)
 
 
 def _purpose(config: Config, *, resume: bool, force: bool) -> str:

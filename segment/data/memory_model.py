@@ -1,0 +1,5 @@
+from segment.data.planning import Plan
+
+
+def estimate_memory(plan: Plan, batch_size: int, precision: str) -> int:
+    return 1

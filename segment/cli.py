@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from segment import __version__
-from segment.commands import benchmark, check, evaluate, export, infer, merge_reports, report, train
+from segment.commands import benchmark, check, evaluate, export, infer, merge_reports, plan, report, train
 from segment.errors import InputError
 
 
@@ -47,6 +47,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"segment {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (train, infer, merge_reports, export, evaluate, check, report, benchmark):
+    for command in (check, plan, train, infer, merge_reports, export, evaluate, report, benchmark):
         command.add(commands)
     return parser

@@ -13,7 +13,9 @@ DEFAULT_STEPS = 1000
 
 
 class OptimizerConfig(Section):
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "radam", "lookahead", "novograd", "lamb", "yogi"] = Field(
+        default="adamw", description="those after sgd need tensorflow-addons on TensorFlow 2.15"
+    )
     learning_rate: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = Field(default=1e-5, description="not applied to norms and biases")
     decay: Literal["decoupled", "l2"] = Field(
@@ -24,6 +26,10 @@ class OptimizerConfig(Section):
     momentum: Share = Field(default=0.99, description="Nesterov momentum, for sgd only")
     schedule: Literal["constant", "poly", "cosine"] = "poly"
     warmup_share: Share = Field(default=0.02, description="share of the steps over which the rate rises from 0")
+    average: Literal["none", "swa"] = Field(
+        default="none",
+        description="swa: the mean of the weights over the last quarter is validated and saved; needs tensorflow-addons",
+    )
     clip_norm: NonNegativeFloat = Field(default=12.0, description="global norm of the averaged gradient; 0 is off")
 
 
@@ -70,8 +76,14 @@ class TrainConfig(Section):
     checkpoint_minutes: PositiveFloat = Field(
         default=10.0, description="longest time between checkpoints; each validation writes one too"
     )
-    selection: Literal["lesion_f1", "iou", "dice"] = Field(
-        default="lesion_f1", description="picks the model that is kept"
+    selection: Literal["small_lesion_recall_at_fp", "iou", "dice", "lesion_f1"] = Field(
+        default="small_lesion_recall_at_fp",
+        description="picks the model that is kept; the default is the recall of small lesions at the best threshold "
+        "within selection_fp_per_scan",
+    )
+    selection_fp_per_scan: NonNegativeFloat = Field(default=1.0, description="budget of false positives a scan")
+    patience: PositiveInt | None = Field(
+        default=None, description="validations without a better one after which the training stops; null is never"
     )
     log_every: PositiveInt = Field(default=10, description="steps between rows of metrics.csv")
 
@@ -87,6 +99,15 @@ class TrainConfig(Section):
                 f"set the other to null, for example train.{given[0]}=null"
             )
         return values if given else {**values, "steps": DEFAULT_STEPS}
+
+    @model_validator(mode="after")
+    def _has_one_average(self) -> TrainConfig:
+        if self.ema_decay and self.optimizer.average != "none":
+            raise ValueError(
+                f"ema_decay: expected 0 with optimizer.average={self.optimizer.average}, found {self.ema_decay}; "
+                "a model has one average of its weights"
+            )
+        return self
 
     @field_validator("gpus")
     @classmethod

@@ -11,13 +11,15 @@ import tensorflow as tf
 from segment.config import LossScaleConfig, OptimizerConfig
 from segment.config_loss import LossConfig
 from segment.losses import build_hybrid
+from segment.training.addons import AddonsOptimizer, SwaModel, uses_addons
 from segment.training.ema import WeightAverage
-from segment.training.optimizers import make_optimizer
+from segment.training.optimizers import Optimizer, make_optimizer
 from segment.training.precision import LossScale
 from segment.training.step import TrainStep, weights_of
 
 BATCH, SIZE = 4, 8
 SCALE, RATE = 1024.0, 0.05
+ADDONS_STEPS = 8  # the length of a training, for averages that begin at a share of it
 State = dict[str, list[np.ndarray]]
 
 
@@ -47,18 +49,24 @@ def make_step(
     """A step on the model, with its hybrid loss as `.hybrid`."""
     with strategy.scope():
         trained = model()
-        average = None
+        average: WeightAverage | SwaModel | None = None
         if ema_decay:
             average = WeightAverage(trained, model(), strategy=strategy, decay=ema_decay)
         hybrid = build_hybrid(loss or LossConfig())
         config = optimizer or OptimizerConfig(name="sgd", momentum=0.9)
+        variables, undecayed = weights_of(trained), list(hybrid.trainable_variables)
+        made: Optimizer
+        if uses_addons(config):
+            made = AddonsOptimizer(variables, undecayed, strategy=strategy, config=config, steps=ADDONS_STEPS)
+            if config.average == "swa":
+                average = SwaModel(trained, model(), made, strategy=strategy)
+        else:
+            made = make_optimizer(variables, undecayed, strategy=strategy, config=config)
         return TrainStep(
             strategy=strategy,
             model=trained,
             hybrid=hybrid,
-            optimizer=make_optimizer(
-                weights_of(trained), list(hybrid.trainable_variables), strategy=strategy, config=config
-            ),
+            optimizer=made,
             loss_scale=LossScale(LossScaleConfig(initial=SCALE), scaling=scaling),
             clip_norm=clip_norm,
             batch_size=batch_size,

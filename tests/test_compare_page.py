@@ -76,6 +76,12 @@ class TestFigures:
         assert (lines["recall"].change, lines["recall"].bounds) == ("-0.250", "-0.400 … -0.100")
         assert (lines["precision"].change, lines["precision"].bounds) == (DASH, DASH)
 
+    def test_the_chart_has_short_names(self):
+        figures = {"macro.iou": figure(0.5, 0.75, [0.1, 0.3]) | {"n": 3}}
+        (line,) = figure_lines(comparison(figures=figures), LABELS)
+        assert line.name == "IoU, mean over cases (where both have it: 3 of 4 cases)"
+        assert ">IoU, mean over cases<" in str(difference_chart([line], "chart"))
+
     def test_chart_is_symmetric_about_zero(self):
         lines = [line for line in figure_lines(comparison(), LABELS) if line.key == "iou10.10-50"]
         svg = difference_chart(lines, "name")

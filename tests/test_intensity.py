@@ -126,13 +126,15 @@ class TestChanges:
 
     @pytest.mark.parametrize("axis", [0, 1, 2])
     def test_filter_goes_along_its_axis_and_on_at_the_edge(self, axis: int) -> None:
-        found = intensity._filter(self.channel, intensity._gaussian(0.8), axis)
+        kernels = [intensity._gaussian(0.8 if own == axis else 0.0) for own in range(3)]
+        found = intensity._filter(self.channel, kernels)
         expected = ndimage.gaussian_filter1d(self.channel, 0.8, axis=axis, mode="nearest", truncate=3.0)
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
     @pytest.mark.parametrize("axis", [0, 1, 2])
     def test_half_the_voxels_are_means_of_pairs_joined_by_lines(self, axis: int) -> None:
-        found = np.moveaxis(intensity._coarser(self.channel, axis, 2.0), axis, 0)
+        counts = [count // 2 if own == axis else count for own, count in enumerate(SHAPE)]
+        found = np.moveaxis(intensity._coarser(self.channel, counts), axis, 0)
         moved = np.moveaxis(self.channel.astype(float), axis, 0)
         pairs = (moved[::2] + moved[1::2]) / 2
         # Voxel 2 i + 1 lies a quarter of the way from pair i to pair i + 1.

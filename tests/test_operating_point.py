@@ -12,15 +12,19 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from inference_helpers import quick_config
+from inference_helpers import quick_config, threshold_predictor, write_scan
 
 from segment.config_inference import OperatingPointConfig
+from segment.data.cases import find_inputs
 from segment.data.scan import Grid
 from segment.errors import InputError
 from segment.evaluation.froc import THRESHOLDS, Point, Sweep, candidate_points, pool
+from segment.files import sha256_of
+from segment.inference.batch import run_job
 from segment.inference.operating_point import FILE, PLOT, PointSearch, add_sweeps, choose, describe
 from segment.inference.operating_point import write_operating_point as write_point
 from segment.inference.point_in_use import PointInUse, point_in_use
+from segment.inference.stages import CHOSE_THE_POINT, Job
 
 OPTIONS = OperatingPointConfig()
 
@@ -225,3 +229,39 @@ class TestPointInUse:
         assert (total.thresholds, total.n_gt) == ((0.5, 0.7), 6)
         assert total.tp.tolist() == [[2 + 0, 3 + 1], [4 + 4, 5 + 5]]
         assert pool([total], n_scans=2)[0].threshold == 0.7
+
+
+class TestPredicting:
+    """What a prediction with labels prints and writes about the point in use."""
+
+    def job(self, folder: Path, point: PointInUse) -> Job:
+        for seed, name in enumerate("ab"):
+            write_scan(folder, name, np.eye(4), (9, 11, 16), seed=seed)
+        (folder / "out").mkdir()
+        options = {"probabilities": False, "settings": "0", "resume": False, "shard": None}
+        return Job(threshold_predictor(), folder / "out", folder / "labels", point=point, **options)
+
+    def test_a_table_of_both_points(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        job = self.job(tmp_path, PointInUse(0.7, 50.0, "test"))
+        assert run_job(job, find_inputs(tmp_path / "images", channels=1)) == 0
+        lines = capsys.readouterr().out.splitlines()
+        half, used = (
+            next(line for line in lines if line.startswith(name)) for name in ("│ 0.5 ", "│ 0.7, from 50 mm3")
+        )
+        # The network is perfect, and nearly all of its predictions are smaller than 50 mm3.
+        assert [cell.strip() for cell in half.split("│")[2:5]] == ["1.00", "1.00", "0.00"]
+        assert [cell.strip() for cell in used.split("│")[2:5]] == ["0.00", "0.00", "0.00"]
+
+    def test_no_table_at_one_half(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert (
+            run_job(self.job(tmp_path, PointInUse(0.5, 0.0, "test")), find_inputs(tmp_path / "images", channels=1)) == 0
+        )
+        assert "on these" not in capsys.readouterr().out
+
+    def test_a_scan_that_chose_the_point_is_said_in_the_report(self, tmp_path: Path) -> None:
+        job = self.job(tmp_path, PointInUse(0.5, 0.0, "test"))
+        seen = frozenset({sha256_of(tmp_path / "images" / "b_0000.nii.gz")})
+        job = replace(job, point=replace(job.point, seen=seen))
+        run_job(job, find_inputs(tmp_path / "images", channels=1))
+        notes = json.loads((job.output / "report" / "summary.json").read_text())["notes"]
+        assert notes == [f"b: {CHOSE_THE_POINT}"]

@@ -11,13 +11,24 @@ import pytest
 from builders import tiny_dataset, write_case, write_dataset_json
 
 from segment.config import Config, config_from
+from segment.data.axes import plan_kernels, plan_patch, plan_strides
 from segment.data.cases import Dataset, find_dataset
-from segment.data.fingerprint import Fingerprint, fingerprint
-from segment.data.planning import Plan, make_plan, plan_kernels, plan_patch, plan_strides
+from segment.data.fingerprint import Fingerprint, Intensities, fingerprint
+from segment.data.planning import Plan, make_plan
 from segment.errors import InputError
 
 DATASET = Dataset(root=Path("d"), cases=(), channel_names=("FLAIR", "T1"), label_values={"lesion": 1, "edema": 4})
-FINGERPRINT = Fingerprint(cases=3, channels=2, spacing_mm=(1.0, 1.0, 1.0), shape=(150, 180, 130), foreground_share=0.01)
+FINGERPRINT = Fingerprint(
+    cases=3,
+    channels=2,
+    spacing_mm=(1.0, 1.0, 1.0),
+    spacing_range_mm=((1.0, 1.0),) * 3,
+    shape=(150, 180, 130),
+    voxels=3 * 150 * 180 * 130,
+    foreground_share=0.01,
+    lesion_mm3=(3.0, 40.0, 500.0),
+    intensities=(Intensities((80.0, 120.0, 160.0), (5.0, 90.0, 150.0)),) * 2,
+)
 
 
 def config(**sections: object) -> Config:
@@ -51,21 +62,21 @@ class TestFingerprint:
 
 class TestPatch:
     def test_isotropic_is_a_cube_of_64(self) -> None:
-        assert plan_patch((1.0, 1.0, 1.0), (150, 180, 130)) == [64, 64, 64]
+        assert plan_patch((1.0, 1.0, 1.0), (150, 180, 130), voxels=64**3) == [64, 64, 64]
 
     def test_equal_edges_in_mm(self) -> None:
         # Edge e mm: e * e * e/3 = 64^3, so e = 64 * 3^(1/3) = 92.3.
-        assert plan_patch((1.0, 1.0, 3.0), (200, 200, 80)) == [92, 92, 31]
+        assert plan_patch((1.0, 1.0, 3.0), (200, 200, 80), voxels=64**3) == [92, 92, 31]
 
     def test_short_axis_gives_its_share_to_the_others(self) -> None:
         # 16 slices are all there are: e * e * 16 = 64^3, so e = 128.
-        assert plan_patch((1.0, 1.0, 1.0), (200, 200, 16)) == [128, 128, 16]
+        assert plan_patch((1.0, 1.0, 1.0), (200, 200, 16), voxels=64**3) == [128, 128, 16]
 
     def test_small_volume_is_taken_whole(self) -> None:
-        assert plan_patch((1.0, 1.0, 1.0), (20.4, 30.0, 10.0)) == [21, 30, 10]
+        assert plan_patch((1.0, 1.0, 1.0), (20.4, 30.0, 10.0), voxels=64**3) == [21, 30, 10]
 
     def test_2d(self) -> None:
-        assert plan_patch((1.0, 1.0), (512, 512)) == [256, 256]
+        assert plan_patch((1.0, 1.0), (512, 512), voxels=256**2) == [256, 256]
 
 
 class TestStridesAndKernels:

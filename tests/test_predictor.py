@@ -141,6 +141,23 @@ class TestLoad:
         assert all(np.array_equal(a, b) for a, b in zip(half.get_weights(), model.get_weights(), strict=True))
         assert tf.keras.mixed_precision.global_policy().name == "float32"
 
+    @pytest.mark.parametrize(("flag", "computed"), [("avx512_bf16", "bfloat16"), ("avx2", "float32")])
+    def test_bfloat16_run_without_bfloat16_units(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, computed: str
+    ) -> None:
+        plan = make_test_plan()
+        write_run(tmp_path, plan, policy="mixed_bfloat16")
+        monkeypatch.setattr("segment.inference.model_file.read_cpu_flags", lambda: frozenset({flag}))
+        model = load_model(tmp_path / "model.keras", plan)
+        assert model.get_layer("down0_a_conv").compute_dtype == computed
+
+    def test_options_can_be_replaced(self, run: Path) -> None:
+        predictor = Predictor.load([run], changes={"flips": True, "overlap": 0.25})
+        assert predictor.config.inference.flips
+        assert predictor.members[0].windows[2] == 0.25
+        with pytest.raises(InputError, match=r"inference.overlap"):
+            Predictor.load([run], changes={"overlap": 1.5})
+
 
 class TestBadRunFolders:
     def test_missing_folder(self, tmp_path: Path) -> None:

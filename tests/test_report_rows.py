@@ -147,7 +147,8 @@ class TestCharts:
         ]
         svg = charts.recall_chart(bars, LABELS)
         assert attribute(svg, "rect", "height") == pytest.approx([self.PLOT * 0.25], abs=0.06)
-        assert "25% · 1/4" in svg
+        assert ">25%<" in svg
+        assert ">1/4<" in svg
         assert "≤10 †" in svg
         assert "no lesions" in svg
 

@@ -69,12 +69,16 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 class TestResume:
-    def test_what_is_complete_is_left_as_it_is_and_stays_in_manifest_and_report(self, scans: Path) -> None:
+    def test_what_is_complete_is_left_as_it_is_and_stays_in_manifest_and_report(
+        self, scans: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         assert predicted(scans, labels=True) == 5
         before = {path: path.stat().st_mtime_ns for path in (scans / "out" / "masks").iterdir()}
         summary = (scans / "out" / "report" / "summary.json").read_bytes()
         (scans / "out" / "masks" / "b.nii.gz").unlink()
+        capsys.readouterr()
         assert predicted(scans, labels=True) == 1
+        assert "5 of 5 scans predicted, 4 of them before" in capsys.readouterr().out
         after = {path: path.stat().st_mtime_ns for path in (scans / "out" / "masks").iterdir()}
         assert {path.name for path in before if before[path] != after[path]} == {"b.nii.gz"}
         assert (scans / "out" / "report" / "summary.json").read_bytes() == summary

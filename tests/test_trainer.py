@@ -85,6 +85,7 @@ class TestRun:
             "manifest.json",
             "metrics.csv",
             "validation.csv",
+            "slices",
             "tensorboard",
             "checkpoints",
             "model.keras",

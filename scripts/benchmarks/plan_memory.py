@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from segment.config import Config, config_from
 from segment.data.cases import Dataset, find_dataset
 from segment.data.fingerprint import fingerprint
 from segment.data.memory_model import estimate_memory
-from segment.data.planning import make_plan
+from segment.data.planning import Plan, make_plan
 from segment.data.preprocessing import prepare_cases
 from segment.errors import InputError
 from segment.files import write_json
@@ -34,6 +35,9 @@ SHAPES: tuple[dict[str, Any], ...] = (
     {"patch": [64, 64, 64], "filters": [16, 32, 64, 128], "batch": 2},
     {"patch": [128, 128], "filters": [16, 32, 64, 128], "batch": 8},
     {"patch": [48, 48, 48], "filters": [16, 32, 64], "batch": 2, "deep": True, "residual": True},
+    {"patch": [32, 32, 32], "filters": [32, 64, 128], "batch": 2},
+    {"patch": [80, 64, 40], "filters": [16, 32, 64, 128, 256], "batch": 2, "precision": "mixed_bfloat16"},
+    {"patch": [96, 80], "filters": [32, 64, 128, 256], "batch": 12},
 )
 
 
@@ -48,22 +52,23 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--dataset", type=Path, default=Path("sample_data"), help="scans to train on")
     parser.add_argument("--shapes", type=int, nargs="+", help="numbers of the shapes, from 0 (default: all)")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        print(json.dumps(_child(json.loads(options.child[0]), Path(options.child[1]))))
+        print(json.dumps(_child(*(json.loads(text) for text in options.child))))
         return 0
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for number in options.shapes or range(len(SHAPES)):
-            rows.append(measure(SHAPES[number], options.dataset, Path(folder)))
-            print(f"{_name(rows[-1])}: {rows[-1]['estimate_mib']:.0f} of {rows[-1]['measured_mib']:.0f} MiB", flush=True)
-    print(f"\n{machine()}; on the CPU: a GPU has not been measured")
-    cells = [[_name(r), r["measured_mib"], r["estimate_mib"], f"{r['estimate_mib'] / r['measured_mib']:.2f}"] for r in rows]
+            row = measure(SHAPES[number], options.dataset, Path(folder))
+            rows.append({"name": _name(row), **row, "ratio": row["estimate_mib"] / row["measured_mib"]})
+            print(f"{rows[-1]['name']}: {row['estimate_mib']:.0f} of {row['measured_mib']:.0f} MiB", flush=True)
+    print(f"\n{machine()}, TensorFlow {version('tensorflow')}; on the CPU: a GPU has not been measured")
+    cells = [[row[name] for name in ("name", "measured_mib", "estimate_mib", "ratio")] for row in rows]
     print(table(["training", "measured MiB", "model MiB", "model / measured"], cells))
     if options.output is not None:
         write_json(options.output, {"machine": machine(), "rows": rows})
-    return int(any(abs(row["estimate_mib"] / row["measured_mib"] - 1) > TOLERANCE for row in rows))
+    return int(any(abs(row["ratio"] - 1) > TOLERANCE for row in rows))
 
 
 def measure(shape: dict[str, Any], dataset: Path, folder: Path) -> dict[str, Any]:
@@ -73,22 +78,18 @@ def measure(shape: dict[str, Any], dataset: Path, folder: Path) -> dict[str, Any
         InputError: The process failed, or this is no Linux, where a peak cannot be read.
     """
     config = _config(shape)
-    found = _dataset(dataset)
+    found = find_dataset(dataset, layout="auto")
+    found = Dataset(found.root, found.cases[:2], found.channel_names, found.label_values)
+    plan = make_plan(found, fingerprint(found, workers=1), config)
     # Here, so that what the preparation leaves behind in the allocator does not hide what the steps need.
-    prepare_cases(found.cases, make_plan(found, fingerprint(found, workers=1), config), cache_dir=folder, workers=1)
-    here = Path(__file__)
-    command = [sys.executable, str(here.parents[1] / "benchmark.py"), "plan_memory", "--dataset", str(dataset)]
-    command += ["--child", json.dumps(shape | {"dataset": str(dataset)}), str(folder)]
+    prepare_cases(found.cases, plan, cache_dir=folder, workers=1)
+    command = [sys.executable, str(Path(__file__).parents[1] / "benchmark.py"), "plan_memory", "--child"]
+    command += [json.dumps(values) for values in (shape, plan.to_json(), [str(dataset), str(folder)])]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise InputError(f"training {shape} failed: {done.stderr.strip()[-2000:]}")
     return shape | json.loads(done.stdout.splitlines()[-1])
-
-
-def _dataset(root: Path) -> Dataset:
-    found = find_dataset(root, layout="auto")
-    return Dataset(found.root, found.cases[:2], found.channel_names, found.label_values)
 
 
 def _config(shape: dict[str, Any]) -> Config:
@@ -103,7 +104,7 @@ def _config(shape: dict[str, Any]) -> Config:
     return config_from({"model": model, "train": train, "data": {"spacing_mm": [1, 1, 1]}}, source="plan_memory")
 
 
-def _child(shape: dict[str, Any], cache: Path) -> dict[str, float]:
+def _child(shape: dict[str, Any], planned: dict[str, Any], folders: list[str]) -> dict[str, float]:
     import tensorflow as tf
 
     from segment.data.pipeline import patch_dataset
@@ -113,9 +114,12 @@ def _child(shape: dict[str, Any], cache: Path) -> dict[str, float]:
     from segment.training.precision import LossScale, precision_policy
     from segment.training.step import TrainStep, weights_of
 
-    config, found = _config(shape), _dataset(Path(shape["dataset"]))
-    plan = make_plan(found, fingerprint(Dataset(found.root, found.cases[:1], found.channel_names, found.label_values), workers=1), config)
-    prepared = prepare_cases(found.cases, plan, cache_dir=cache, workers=1)
+    config, plan, cases = (
+        _config(shape),
+        Plan.from_json(planned),
+        find_dataset(Path(folders[0]), layout="auto").cases[:2],
+    )
+    prepared = prepare_cases(cases, plan, cache_dir=Path(folders[1]), workers=1)
     options = config.train
     tf.linalg.matmul(tf.ones([64, 64]), tf.ones([64, 64])).numpy()  # starts TensorFlow's threads
 
@@ -144,7 +148,7 @@ def _child(shape: dict[str, Any], cache: Path) -> dict[str, float]:
     measured = extra_mib(train)
     if measured is None:
         raise InputError("the peak of a process can be read on Linux only")
-    estimate = estimate_memory(plan, options.batch_size, options.precision)
+    estimate = estimate_memory(plan, options.batch_size, options.precision, gpu=False)
     return {"measured_mib": measured, "estimate_mib": estimate / 2**20}
 
 

@@ -8,13 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from segment.config import Config
 from segment.data.audit import ResampledCase, ceiling_on_recall
 from segment.data.cases import Dataset
 from segment.data.census import census_table
 from segment.data.checks import Audit
+from segment.data.fingerprint import target_spacing
 from segment.errors import InputError
 from segment.files import read_json, write_json
 
@@ -41,8 +40,7 @@ def planned_spacing(audit: Audit, sound: Dataset, config: Config) -> tuple[float
         return None
     if config.data.spacing_mm is not None:
         return config.data.spacing_mm
-    x, y, z = np.median([audit.spacing_mm[case.case_id] for case in sound.cases], axis=0)
-    return float(x), float(y), float(z)
+    return target_spacing([audit.spacing_mm[case.case_id] for case in sound.cases])
 
 
 def write_audit(

@@ -16,7 +16,7 @@ from segment.data.intensity import change_intensities
 from segment.data.lesion_paste import LesionPaster
 from segment.data.planning import Plan, network_input
 from segment.data.preprocessing import PreparedCase
-from segment.data.sampling import PatchLocation, read_patch
+from segment.data.sampling import PatchLocation, read_channels, read_patch
 from segment.data.slice_augmentation import SliceAugmenter
 from segment.data.spatial import IDENTITY, Warp, axis_orders, draw_matrix, draw_symmetry
 
@@ -76,10 +76,10 @@ class Augmenter:
         if rng.random() < config.affine_share:
             matrix = draw_matrix(rng, plan.spacing_mm, degrees=config.rotation_degrees, scale=config.scale)
             warp = Warp.around(location.start, plan.patch_size, matrix, location.held)
-            channels = warp.image(_planar(read_patch(case.image(), warp.first, warp.box)))
+            channels = warp.image(read_channels(case.image(), warp.first, warp.box))
             label = warp.label(read_patch(case.label(), warp.first, warp.box))
         else:
-            channels = _planar(read_patch(case.image(), location.start, plan.patch_size))
+            channels = read_channels(case.image(), location.start, plan.patch_size)
             label = read_patch(case.label(), location.start, plan.patch_size)
         self._paste(channels, label, streams)
         change_intensities(channels, config, plan.spacing_mm, np.random.default_rng(streams[_CHANGE]))
@@ -120,13 +120,3 @@ class Augmenter:
         rng = np.random.default_rng(streams[_PASTE])
         if self._paster is not None and rng.random() < self._config.copy_paste_share:
             self._paster.paste(channels, label, rng)
-
-
-def _planar(image: np.ndarray) -> np.ndarray:
-    """[x, y, z, channels] as [channels, x, y, z], C-ordered: a channel is worked on in one piece."""
-    flat = image.reshape(-1, image.shape[2], image.shape[3])
-    if image.shape[3] == 1:
-        return flat.reshape(1, *image.shape[:3])
-    planar = np.empty((image.shape[3], *flat.shape[:2]), np.float32)
-    cv2.split(flat, list(planar))
-    return planar.reshape(-1, *image.shape[:3])

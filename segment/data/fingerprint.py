@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from segment.data.cases import Case, Dataset
+from segment.data.census import lesion_load
 from segment.data.geometry import canonical_spacing, nonzero_box
 from segment.data.scan import read_scan, to_canonical
 from segment.progress import progress_bar
+
+PERCENTILES = (0.5, 50.0, 99.5)
+VOXELS_A_CASE = 5000  # of each channel inside and as many outside lesions: percentiles of a dataset need no more
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """Percentiles of one channel over all cases, each counting alike, in the files' own units.
+
+    Attributes:
+        lesions: The 0.5th, 50th and 99.5th percentile inside lesions; None where no case has one.
+        elsewhere: Of the voxels outside lesions that are not 0; None where there are none.
+    """
+
+    lesions: tuple[float, ...] | None
+    elsewhere: tuple[float, ...] | None
 
 
 @dataclass(frozen=True)
@@ -21,16 +39,24 @@ class Fingerprint:
         cases: Number of cases measured.
         channels: Channels per case.
         spacing_mm: Median voxel spacing per axis.
+        spacing_range_mm: Smallest and largest voxel spacing per axis.
         shape: Median shape per axis of the non-zero box, in voxels of `spacing_mm`.
+        voxels: Of all non-zero boxes together, in voxels of `spacing_mm`.
         foreground_share: Foreground voxels of any class over all voxels of the non-zero boxes, pooled over cases, in
             [0, 1].
+        lesion_mm3: Volume of each 26-connected component of each class in any case, smallest first.
+        intensities: Of each channel.
     """
 
     cases: int
     channels: int
     spacing_mm: tuple[float, float, float]
+    spacing_range_mm: tuple[tuple[float, float], ...]
     shape: tuple[int, int, int]
+    voxels: int
     foreground_share: float
+    lesion_mm3: tuple[float, ...]
+    intensities: tuple[Intensities, ...]
 
 
 @dataclass(frozen=True)
@@ -38,17 +64,49 @@ class _Measure:
     spacing_mm: tuple[float, float, float]
     shape: tuple[int, ...]
     foreground: int
+    lesion_mm3: tuple[float, ...]
+    samples: list[tuple[np.ndarray, np.ndarray]]  # of each channel: values inside lesions and elsewhere
+
+
+def target_spacing(spacing_mm: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """The spacing of the network's grid: the median per canonical axis.
+
+    So the coarse axis of thick slices keeps its spacing: finer voxels across them would hold nothing that was measured,
+    and coarser ones within them would lose lesions.
+
+    Args:
+        spacing_mm: Of each case, per canonical axis; at least one.
+    """
+    x, y, z = np.median(np.asarray(spacing_mm, float), axis=0)
+    return float(x), float(y), float(z)
 
 
 def _measure(case: Case, values: tuple[int, ...]) -> _Measure:
     scan = read_scan(case, with_label=True)
     image = to_canonical(scan.image, scan.grid.affine)
     box = nonzero_box(image)
-    foreground = 0
+    inside = tuple(slice(*ends) for ends in box)
+    label = np.zeros([stop - start for start, stop in box], np.uint8)
     if scan.label is not None:
-        label = to_canonical(scan.label, scan.grid.affine)[tuple(slice(*ends) for ends in box)]
-        foreground = int(np.isin(label, values).sum())
-    return _Measure(canonical_spacing(scan.grid), tuple(stop - start for start, stop in box), foreground)
+        label = to_canonical(scan.label, scan.grid.affine)[inside]
+    lesions = np.isin(label, values)
+    image = image[inside]
+    samples = [
+        (_sample(channel[lesions]), _sample(channel[~lesions & (channel != 0)]))
+        for channel in np.moveaxis(image, -1, 0)
+    ]
+    return _Measure(
+        spacing_mm=canonical_spacing(scan.grid),
+        shape=label.shape,
+        foreground=int(np.count_nonzero(lesions)),
+        lesion_mm3=lesion_load(label, values, voxel_mm3=scan.grid.voxel_mm3).volumes_mm3,
+        samples=samples,
+    )
+
+
+def _sample(values: np.ndarray) -> np.ndarray:
+    """Evenly spaced values, so that the same case always gives the same ones."""
+    return values[:: max(1, -(-values.size // VOXELS_A_CASE))].copy()
 
 
 def fingerprint(dataset: Dataset, *, workers: int) -> Fingerprint:
@@ -62,19 +120,41 @@ def fingerprint(dataset: Dataset, *, workers: int) -> Fingerprint:
         InputError: A file cannot be read; names the case and the file.
     """
     values = tuple(dataset.label_values.values())
-    measures = []
-    with progress_bar("Measuring cases", len(dataset.cases)) as bar, ThreadPoolExecutor(workers) as pool:
-        for measure in pool.map(lambda case: _measure(case, values), dataset.cases):
-            measures.append(measure)
-            bar.advance()
-    spacing = np.median([measure.spacing_mm for measure in measures], axis=0)
+    pool = ThreadPoolExecutor(workers)
+    measures: list[_Measure] = []
+    try:
+        with progress_bar("Measuring cases", len(dataset.cases)) as bar:
+            for measure in pool.map(lambda case: _measure(case, values), dataset.cases):
+                measures.append(measure)
+                bar.advance()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return _summary(measures, len(dataset.channel_names))
+
+
+def _summary(measures: Sequence[_Measure], channels: int) -> Fingerprint:
+    spacings = np.array([measure.spacing_mm for measure in measures])
+    spacing = target_spacing(spacings.tolist())
     # Shapes are compared in mm: a scan of half the spacing has twice the voxels of the same head.
-    extent_mm = np.median([np.multiply(measure.shape, measure.spacing_mm) for measure in measures], axis=0)
-    x, y, z = (max(1, round(float(count))) for count in extent_mm / spacing)
+    extents_mm = np.array([np.multiply(measure.shape, measure.spacing_mm) for measure in measures])
+    x, y, z = (max(1, round(float(count))) for count in np.median(extents_mm, axis=0) / spacing)
+    voxels = sum(int(np.prod(measure.shape)) for measure in measures)
     return Fingerprint(
         cases=len(measures),
-        channels=len(dataset.channel_names),
-        spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        channels=channels,
+        spacing_mm=spacing,
+        spacing_range_mm=tuple((float(axis.min()), float(axis.max())) for axis in spacings.T),
         shape=(x, y, z),
-        foreground_share=sum(m.foreground for m in measures) / sum(int(np.prod(m.shape)) for m in measures),
+        voxels=round(float(extents_mm.prod(axis=1).sum() / np.prod(spacing))),
+        foreground_share=sum(measure.foreground for measure in measures) / voxels,
+        lesion_mm3=tuple(sorted(volume for measure in measures for volume in measure.lesion_mm3)),
+        intensities=tuple(
+            Intensities(*(_percentiles([m.samples[channel][part] for m in measures]) for part in (0, 1)))
+            for channel in range(channels)
+        ),
     )
+
+
+def _percentiles(samples: Sequence[np.ndarray]) -> tuple[float, ...] | None:
+    pooled = np.concatenate(samples)
+    return tuple(float(value) for value in np.percentile(pooled, PERCENTILES)) if pooled.size else None

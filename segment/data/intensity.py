@@ -7,7 +7,7 @@ one channel, a C-ordered float32 [x, y, z] that it may write to.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -112,31 +112,29 @@ def noise(channel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def blur(channel: np.ndarray, rng: np.random.Generator, spacing_mm: Spacing) -> np.ndarray:
     """A Gaussian of the same width in mm along every axis."""
     sigma_mm = rng.uniform(*BLUR) * min(spacing_mm)
-    for axis, spacing in enumerate(spacing_mm):
-        sigma = sigma_mm / spacing
-        if sigma >= SMALLEST_SIGMA and channel.shape[axis] > 1:
-            channel = _filter(channel, _gaussian(sigma), axis)
-    return channel
+    return _filter(channel, [_gaussian(sigma_mm / spacing) for spacing in spacing_mm])
 
 
 def _gaussian(sigma: float) -> np.ndarray:
+    if sigma < SMALLEST_SIGMA:
+        return np.ones(1, np.float32)
     radius = int(3.0 * sigma + 0.5)
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     return (weights / weights.sum()).astype(np.float32)
 
 
-def _filter(channel: np.ndarray, kernel: np.ndarray, axis: int) -> np.ndarray:
-    """Correlates [x, y, z] along one axis; the edge values go on outside."""
-    one = np.ones(1, np.float32)
-    if axis == 2:
-        return cv2.sepFilter2D(_rows(channel), -1, kernel, one, borderType=cv2.BORDER_REPLICATE).reshape(channel.shape)
-    if axis == 0:
+def _filter(channel: np.ndarray, kernels: Sequence[np.ndarray]) -> np.ndarray:
+    """Correlates [x, y, z] with one kernel an axis; the edge values go on outside."""
+    edge = cv2.BORDER_REPLICATE
+    if max(kernels[1].size, kernels[2].size) > 1:
+        result = np.empty_like(channel)
+        for source, target in zip(channel, result, strict=True):
+            cv2.sepFilter2D(source, -1, kernels[2], kernels[1], dst=target, borderType=edge)
+        channel = result
+    if kernels[0].size > 1:
         flat = channel.reshape(len(channel), -1)
-        return cv2.sepFilter2D(flat, -1, one, kernel, borderType=cv2.BORDER_REPLICATE).reshape(channel.shape)
-    result = np.empty_like(channel)
-    for source, target in zip(channel, result, strict=True):
-        cv2.sepFilter2D(source, -1, one, kernel, dst=target, borderType=cv2.BORDER_REPLICATE)
-    return result
+        channel = cv2.sepFilter2D(flat, -1, np.ones(1, np.float32), kernels[0], borderType=edge).reshape(channel.shape)
+    return channel
 
 
 def low_resolution(channel: np.ndarray, rng: np.random.Generator, spacing_mm: Spacing) -> np.ndarray:
@@ -146,28 +144,28 @@ def low_resolution(channel: np.ndarray, rng: np.random.Generator, spacing_mm: Sp
     """
     thick, axis, share = bool(rng.random() < 0.5), int(rng.integers(3)), rng.random()
     wanted_mm = min(spacing_mm) * (1 + share * ((THICK_SLICES if thick else COARSE_VOXELS) - 1))
-    for own, spacing in enumerate(spacing_mm):
-        if wanted_mm > spacing and channel.shape[own] > 1 and (own == axis or not thick):
-            channel = _coarser(channel, own, wanted_mm / spacing)
+    return _coarser(
+        channel,
+        [
+            max(min(2, count), round(count * spacing / wanted_mm))
+            if wanted_mm > spacing and (own == axis or not thick)
+            else count
+            for own, (count, spacing) in enumerate(zip(channel.shape, spacing_mm, strict=True))
+        ],
+    )
+
+
+def _coarser(channel: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """Averages [x, y, z] to so many voxels an axis, not more than there are, and interpolates back linearly."""
+    slabs, rows, columns = channel.shape
+    if (rows, columns) != tuple(counts[1:]):
+        result = np.empty_like(channel)
+        for source, target in zip(channel, result, strict=True):
+            small = cv2.resize(source, (counts[2], counts[1]), interpolation=cv2.INTER_AREA)
+            cv2.resize(small, (columns, rows), dst=target, interpolation=cv2.INTER_LINEAR)
+        channel = result
+    if slabs != counts[0]:
+        flat = channel.reshape(slabs, -1)
+        small = cv2.resize(flat, (flat.shape[1], counts[0]), interpolation=cv2.INTER_AREA)
+        channel = cv2.resize(small, (flat.shape[1], slabs), interpolation=cv2.INTER_LINEAR).reshape(channel.shape)
     return channel
-
-
-def _coarser(channel: np.ndarray, axis: int, factor: float) -> np.ndarray:
-    count = channel.shape[axis]
-    fewer = max(2, round(count / factor))
-    if axis == 2:
-        flat = _rows(channel)
-        small = cv2.resize(flat, (fewer, len(flat)), interpolation=cv2.INTER_AREA)
-        return cv2.resize(small, (count, len(flat)), interpolation=cv2.INTER_LINEAR).reshape(channel.shape)
-    # A picture with the axis down and everything else across: one for axis 0, one for each slab for axis 1.
-    pictures = [channel.reshape(count, -1)] if axis == 0 else list(channel)
-    result = np.empty_like(channel)
-    for source, target in zip(pictures, [result.reshape(count, -1)] if axis == 0 else list(result), strict=True):
-        small = cv2.resize(source, (source.shape[1], fewer), interpolation=cv2.INTER_AREA)
-        cv2.resize(small, (source.shape[1], count), dst=target, interpolation=cv2.INTER_LINEAR)
-    return result
-
-
-def _rows(channel: np.ndarray) -> np.ndarray:
-    """[x, y, z] as a picture [x * y, z]."""
-    return channel.reshape(-1, channel.shape[2])

@@ -70,6 +70,7 @@ class LesionPaster:
         fitting = np.flatnonzero(self._fits(extent))
         self._own = np.stack([case, number], axis=1)[fitting]
         self._own_bins = size_bins(volume[fitting], bin_edges_mm3)
+        self._unseen: set[int] = set()  # of `_own`, found out when they are drawn
         shape_mm3 = np.array([shape.volume_mm3 for shape in self._shapes])
         self._shape_bins = size_bins(shape_mm3, bin_edges_mm3) if self._shapes else {}
         size = list(plan.patch_size)
@@ -98,7 +99,9 @@ class LesionPaster:
         """
         if not self._own_bins:
             return 0
-        subject = (channels != 0).any(axis=0)
+        subject = channels[0] != 0
+        for channel in channels[1:]:
+            subject |= channel != 0
         wanted = int(rng.integers(1, MOST + 1))
         return sum(self._paste_one(channels, label, subject, rng) for _ in range(wanted))
 
@@ -143,13 +146,18 @@ class LesionPaster:
 
     def _own_lesion(self, rng: np.random.Generator, number: int) -> _Lesion | None:
         """A lesion of one size bin that can be seen in its scan; None where some draws find none."""
-        tried = (self._look_at(rng, number) for _ in range(DRAWS))
-        return next((lesion for lesion in tried if lesion is not None), None)
-
-    def _look_at(self, rng: np.random.Generator, number: int) -> _Lesion | None:
-        """A lesion of one size bin as its scan shows it; None where that is not known or hardly seen."""
         members = self._own_bins[number]
-        owner, index = self._own[members[rng.integers(len(members))]]
+        for _ in range(DRAWS):
+            drawn = int(members[rng.integers(len(members))])
+            lesion = None if drawn in self._unseen else self._look_at(rng, *self._own[drawn])
+            if lesion is not None:
+                return lesion
+            if self._plan.slice_axis is None:  # in 2D another slice may show it
+                self._unseen.add(drawn)
+        return None
+
+    def _look_at(self, rng: np.random.Generator, owner: int, index: int) -> _Lesion | None:
+        """A lesion as its scan shows it; None where that is not known or hardly seen."""
         case = self._prepared[owner]
         voxels = np.stack(np.unravel_index(case.lesions.voxels(index), case.shape), axis=1)
         start, size = self._frame(voxels, rng)
@@ -190,7 +198,9 @@ class LesionPaster:
         if (room < 0).any():
             return None
         best, found = LIKE_TISSUE, None
-        for start in rng.integers(0, room + 1, (PLACES, 3)):
+        starts = rng.integers(0, room + 1, (PLACES, 3))
+        one = tuple((starts + np.argwhere(lesion.mask)[0]).T)  # most places fail for any voxel of the lesion
+        for start in starts[subject[one] & (label[one] == 0)]:
             box = tuple(slice(first, first + count) for first, count in zip(start, size, strict=True))
             if (halo & (label[box] > 0)).any() or not subject[box][lesion.mask].all():
                 continue

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from segment.config import Config
+from segment.data.axes import plan_kernels, plan_patch, plan_strides
 from segment.data.cases import Dataset
 from segment.data.fingerprint import Fingerprint
 from segment.errors import InputError
 from segment.progress import CONSOLE
 
 PATCH_VOXELS = {2: 256**2, 3: 64**3}  # what a planned patch covers, by dimensions
-CLOSE_RATIO = 2.0  # axes whose spacing is below this many times the finest are treated as that fine (as in nnU-Net)
-SMALLEST_MAP = 4  # a feature map is not strided below this many voxels
 
 
 @dataclass(frozen=True)
@@ -205,7 +204,9 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, config: Config) -> Pla
     axes = [axis for axis in range(3) if axis != slice_axis]
     network_mm = [spacing[axis] for axis in axes]
     extent = [fingerprint.shape[axis] * fingerprint.spacing_mm[axis] / spacing[axis] for axis in axes]
-    aim = list(model.patch_size) if model.patch_size else plan_patch(network_mm, extent)
+    aim = list(model.patch_size) if model.patch_size else plan_patch(
+        network_mm, extent, voxels=PATCH_VOXELS[model.dimensions]
+    )
     strides = model.strides or plan_strides(network_mm, aim, len(model.filters))
     total = np.prod(np.asarray(strides), axis=0)
     patch = _fit_strides(aim, total, given=model.patch_size is not None)
@@ -238,64 +239,3 @@ def _fit_strides(aim: Sequence[int], total: np.ndarray, *, given: bool) -> list[
             f"model.patch_size {list(aim)} is rounded up to {patch}, multiples of the total stride {total.tolist()}"
         )
     return patch
-
-
-def plan_patch(spacing_mm: Sequence[float], shape: Sequence[float]) -> list[int]:
-    """A patch of about 64^3 (2D: 256^2) voxels, of equal edges in mm as far as the median shape allows.
-
-    Args:
-        spacing_mm: Per network axis, 2 or 3 values.
-        shape: Median shape in voxels of that spacing.
-
-    Returns:
-        Voxels per network axis, before rounding to the strides; never more than the shape, rounded up.
-    """
-    budget = PATCH_VOXELS[len(spacing_mm)]
-    steps, largest = np.asarray(spacing_mm, float), np.ceil(np.asarray(shape, float))
-    if largest.prod() <= budget:
-        return [int(count) for count in largest]
-    low, high = 0.0, float((steps * largest).max())
-    for _ in range(60):  # bisection on the edge in mm: the voxel count rises with it
-        edge = (low + high) / 2
-        if np.minimum(edge / steps, largest).prod() < budget:
-            low = edge
-        else:
-            high = edge
-    return [max(1, round(float(count))) for count in np.minimum(high / steps, largest)]
-
-
-def plan_strides(spacing_mm: Sequence[float], patch: Sequence[int], levels: int) -> tuple[tuple[int, ...], ...]:
-    """Stride 2 along each axis whose spacing is below twice the finest and whose feature map stays at 4 voxels or more.
-
-    Axes that can shrink no further do not hold the others back. Same idea as nnU-Net (Isensee et al. 2021).
-
-    Returns:
-        `levels - 1` strides, each with one value per network axis.
-    """
-    spacing, size = np.array(spacing_mm, float), np.array(patch, float)
-    strides = []
-    for _ in range(levels - 1):
-        roomy = size / 2 >= SMALLEST_MAP
-        finest = spacing[roomy].min() if roomy.any() else 0.0
-        stride = np.where(roomy & _close(spacing, finest), 2, 1)
-        spacing, size = spacing * stride, size / stride
-        strides.append(tuple(int(step) for step in stride))
-    return tuple(strides)
-
-
-def plan_kernels(spacing_mm: Sequence[float], strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    """Kernel 3, but 1 across an axis at the levels where its spacing is still twice the finest or more.
-
-    Returns:
-        One kernel per level, `len(strides) + 1` of them, each with one value per network axis.
-    """
-    spacing = np.array(spacing_mm, float)
-    kernels = []
-    for stride in [np.ones(len(spacing)), *strides]:
-        spacing = spacing * stride
-        kernels.append(tuple(int(size) for size in np.where(_close(spacing, spacing.min()), 3, 1)))
-    return tuple(kernels)
-
-
-def _close(spacing: np.ndarray, finest: float) -> np.ndarray:
-    return spacing < CLOSE_RATIO * finest * (1 - 1e-3)  # headers hold float32: 1.9999 mm is 2 mm

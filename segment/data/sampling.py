@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from segment.data.preprocessing import PreparedCase
@@ -113,6 +114,28 @@ class PatchSampler:
         return low, high, tuple(zip(start.tolist(), stop.tolist(), strict=True))
 
 
+def read_channels(volume: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """Copies a patch out of an image, 0 outside it, channel by channel: each can then be worked on in one piece.
+
+    Args:
+        volume: float32 [x, y, z, channels], memory-mapped or not.
+        start: Voxel of the first corner, which may lie outside.
+        size: Voxels per axis.
+
+    Returns:
+        A new C-ordered array [channels, *size].
+    """
+    patch = np.zeros((volume.shape[3], *size), np.float32)
+    source, target = _overlap(start, size, volume.shape)
+    inside = [channel[target] for channel in patch]
+    if len(inside) == 1:
+        inside[0][...] = volume[source][..., 0]
+    elif inside[0].size:
+        for slab, parts in zip(np.asarray(volume)[source], zip(*inside, strict=True), strict=True):
+            cv2.split(slab, parts)
+    return patch
+
+
 def read_patch(volume: np.ndarray, start: Sequence[int], patch_size: Sequence[int]) -> np.ndarray:
     """Copies a patch out of a volume, 0 outside it.
 
@@ -125,10 +148,19 @@ def read_patch(volume: np.ndarray, start: Sequence[int], patch_size: Sequence[in
         A new contiguous array [*patch_size] or [*patch_size, channels] of the same dtype.
     """
     patch = np.zeros((*patch_size, *volume.shape[3:]), volume.dtype)
-    source, target = [], []
-    for first, size, extent in zip(start, patch_size, volume.shape[:3], strict=True):
-        low, high = max(first, 0), max(min(first + size, extent), max(first, 0))
-        source.append(slice(low, high))
-        target.append(slice(low - first, high - first))
-    patch[tuple(target)] = volume[tuple(source)]
+    source, target = _overlap(start, patch_size, volume.shape)
+    patch[target] = volume[source]
     return patch
+
+
+def _overlap(
+    start: Sequence[int], size: Sequence[int], shape: Sequence[int]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """What a patch and a volume share: as an index into the volume, and into the patch."""
+    source, target = [], []
+    for first, count, extent in zip(start, size, shape[:3], strict=True):
+        low = min(max(first, 0), extent)
+        high = max(min(first + count, extent), low)
+        source.append(slice(low, high))
+        target.append(slice(low - first, high - first) if high > low else slice(0, 0))
+    return tuple(source), tuple(target)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import cv2
 import numpy as np
@@ -20,6 +19,7 @@ from segment.data.components import label_components
 CLOSE_RATIO = 2.0  # voxels are turned within a plane whose two spacings differ less than this, as the network pools
 SAME_SPACING = 1e-2  # relative difference up to which a 90-degree turn takes one axis for another
 CV_LIMIT = 32_000  # rows or columns that cv2.remap can address, and some to spare
+SLAB_VOXELS = 2**15
 
 
 @dataclass(frozen=True)
@@ -134,21 +134,26 @@ class Warp:
         i, j, k = (int(value) for value in box)
         return Warp(matrix, size, (x, y, z), (i, j, k), centre - first)
 
-    @cached_property
-    def _coordinates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Source coordinates of the patch's voxels, three times float32 [x, y * z], in voxels of the box."""
+    def _slabs(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
+        """A few slices of the patch at a time: which, and their source coordinates, three times float32 [x, y * z].
+
+        In voxels of the box. What is computed for a slab stays in the processor's cache until it is done.
+        """
         origin = self.centre - self.matrix @ ((np.asarray(self.size) - 1) / 2)
-        steps = [np.arange(count) for count in self.size]
-        x, y, z = (
-            (
-                ((origin[axis] + self.matrix[axis, 0] * steps[0])[:, None] + self.matrix[axis, 1] * steps[1]).astype(
-                    np.float32
-                )[:, :, None]
-                + (self.matrix[axis, 2] * steps[2]).astype(np.float32)
-            ).reshape(self.size[0], -1)
+        count = max(1, SLAB_VOXELS // (self.size[1] * self.size[2]))
+        _, along_y, along_z = (np.arange(size) for size in self.size)
+        within = [
+            (origin[axis] + (self.matrix[axis, 1] * along_y)[:, None] + self.matrix[axis, 2] * along_z).reshape(-1)
             for axis in range(3)
-        )
-        return x, y, z
+        ]
+        for first in range(0, self.size[0], count):
+            part = slice(first, min(first + count, self.size[0]))
+            steps = np.arange(part.start, part.stop)
+            x, y, z = (
+                (self.matrix[axis, 0] * steps).astype(np.float32)[:, None] + within[axis].astype(np.float32)
+                for axis in range(3)
+            )
+            yield part, x, y, z
 
     def image(self, channels: np.ndarray) -> np.ndarray:
         """Trilinear interpolation.
@@ -162,17 +167,18 @@ class Warp:
         Returns:
             float32 [channels, *size].
         """
-        x, y, z = self._coordinates
-        before = np.clip(np.floor(x), 0, self.box[0] - 2)
-        share = x - before
-        places = [_places(index, y, z, self.box) for index in (before, before + 1)]
-        result = np.empty((len(channels), *x.shape), np.float32)
-        for channel, values in zip(result, channels, strict=True):
-            flat = _atlas(values)
-            low, high = (_look_up(flat, *place, cv2.INTER_LINEAR) for place in places)
-            np.subtract(high, low, out=high)
-            high *= share
-            np.add(high, low, out=channel)
+        atlases = [_atlas(values) for values in channels]
+        result = np.empty((len(channels), self.size[0], self.size[1] * self.size[2]), np.float32)
+        for part, x, y, z in self._slabs():
+            before = np.floor(x)
+            np.clip(before, 0, self.box[0] - 2, out=before)
+            x -= before  # now the share of the slice after
+            places = [_places(index, y, z, self.box) for index in (before, before + 1)]
+            for channel, atlas in zip(result, atlases, strict=True):
+                low, high = (_look_up(atlas, *place, cv2.INTER_LINEAR) for place in places)
+                high -= low
+                high *= x
+                np.add(high, low, out=channel[part])
         return result.reshape(len(channels), *self.size)
 
     def label(self, label: np.ndarray) -> np.ndarray:
@@ -189,18 +195,21 @@ class Warp:
             uint8 [*size].
         """
         lesions = np.flatnonzero(label != 0)
+        moved = np.zeros((self.size[0], self.size[1] * self.size[2]), np.uint8)
         if not lesions.size:
-            return np.zeros(self.size, np.uint8)
-        x, y, z = nearest = [np.rint(array) for array in self._coordinates]
-        row, column = _places(x, y, z, self.box)
-        moved = _look_up(_atlas(label), row, column, cv2.INTER_NEAREST).reshape(-1)
-        hit = moved != 0
-        found = np.ravel_multi_index([array.reshape(-1)[hit].astype(np.intp) for array in nearest], self.box)
+            return moved.reshape(self.size)
+        atlas, found = _atlas(label), []
+        for part, x, y, z in self._slabs():
+            nearest = np.rint(x), np.rint(y), np.rint(z)
+            moved[part] = _look_up(atlas, *_places(*nearest, self.box), cv2.INTER_NEAREST)
+            hit = moved[part] != 0
+            found.append(np.ravel_multi_index([array[hit].astype(np.intp) for array in nearest], self.box))
+        seen = np.concatenate(found)
         for value in np.unique(label.reshape(-1)[lesions]):
             numbers, count = label_components(label == value, connectivity=26)
             owner = numbers.reshape(-1)[lesions]
             kept = np.zeros(count + 1, bool)
-            kept[numbers.reshape(-1)[found]] = True
+            kept[numbers.reshape(-1)[seen]] = True
             kept[0] = True
             lost = ~kept[owner]
             if lost.any():
@@ -241,7 +250,9 @@ def _places(
     _, rows, columns = box
     wide = np.float32(_wide(box))
     if wide == 1:
-        return index * np.float32(rows) + row, column
+        top = index * np.float32(rows)
+        top += row
+        return top, column
     down = np.floor(index / wide)
     return down * np.float32(rows) + row, column + (index - down * wide) * np.float32(columns)
 

@@ -73,7 +73,9 @@ def recall_chart(bars: Sequence[RecallBar], labels: Mapping[str, str]) -> Markup
             parts.append(_whisker(middle, bar.low, bar.high))
         # Beside the whisker's top and never on it; a full bar has its figure above the plot.
         top = max(bar.recall, bar.high or 0.0, bar.recall_any or 0.0)
-        parts.append(draw_text(middle, _height(top) - 6, f"{percent(bar.recall)} · {bar.hit}/{bar.n}", css="value"))
+        # One above the other: thousands of lesions would run into the next bar's figures.
+        parts.append(draw_text(middle, _height(top) - 19, percent(bar.recall), css="value"))
+        parts.append(draw_text(middle, _height(top) - 6, f"{bar.hit}/{bar.n}", css="value"))
     return draw_svg(parts, labels["recall_by_bin"])
 
 

@@ -23,10 +23,14 @@ _WIDTH, _ROW, _TOP, _LEFT, _RIGHT = 640, 22, 8, 266, 16
 
 @dataclass(frozen=True)
 class Line:
-    """One figure of both sides; `verdict` is about the second, unclear where the interval holds 0 or is missing."""
+    """One figure of both sides; `verdict` is about the second, unclear where the interval holds 0 or is missing.
+
+    `name` says over how many cases a mean is where that is not all; `short` does not, for the chart.
+    """
 
     key: str
     name: str
+    short: str
     first: float | None
     second: float | None
     difference: float | None
@@ -91,6 +95,7 @@ def _line(key: str, figure: Mapping[str, Any], labels: Mapping[str, str], *, n_c
         name = labels["figure_bin"].format(bin=bin_name(key.removeprefix("iou10.")))
     else:
         name = labels["figure_" + key.replace(".", "_")]
+    short = name
     if figure.get("n", n_cases) < n_cases:
         # Left unsaid, the case that only one side gets wrong would vanish from its mean.
         name = labels["compare_both_defined"].format(name=name, n=figure["n"], all=n_cases)
@@ -100,7 +105,7 @@ def _line(key: str, figure: Mapping[str, Any], labels: Mapping[str, str], *, n_c
         verdict = "no_spread"
     if is_spread(interval) and interval is not None and (interval[0] > 0 or interval[1] < 0):
         verdict = "better" if (interval[0] > 0) != (key in LOWER_IS_BETTER) else "worse"
-    return Line(key, name, figure["first"], figure["second"], figure["difference"], interval, verdict)
+    return Line(key, name, short, figure["first"], figure["second"], figure["difference"], interval, verdict)
 
 
 def _sentence(line: Line, labels: Mapping[str, str]) -> str:
@@ -136,7 +141,7 @@ def difference_chart(lines: Sequence[Line], name: str) -> Markup:
         parts.append(draw_text(x, bottom + 16, f"{share * reach:+.2g}" if share else "0"))
     for row, line in enumerate(drawn):
         y = _TOP + _ROW * (row + 0.5)
-        parts.append(draw_text(_LEFT - 8, y + 4, line.name, css="tick end"))
+        parts.append(draw_text(_LEFT - 8, y + 4, line.short, css="tick end"))
         if line.interval is not None:
             low, high = (_place(bound, reach) for bound in line.interval)
             parts.append(

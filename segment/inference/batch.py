@@ -135,11 +135,13 @@ def run_job(job: Job, cases: Sequence[Case]) -> int:
     own = cases if job.shard is None else cases[job.shard.index - 1 :: job.shard.count]
     suffix = "" if job.shard is None else job.shard.suffix
     records: list[Record] = []
+    kept = 0
     write_failures(job.output, records, suffix=suffix)
     begun = time.perf_counter()
     with progress_bar("predict", len(own)) as bar:
-        for record in _records(job, own):
+        for record, was_there in _records(job, own):
             records.append(record)
+            kept += was_there
             if record.failure is not None:
                 outcome = "mask written, not scored" if record.written else "failed"
                 CONSOLE.print(f"{outcome}: {record.failure['message']}", markup=False, soft_wrap=True)
@@ -149,7 +151,8 @@ def run_job(job: Job, cases: Sequence[Case]) -> int:
     head = _head(job, cases)
     write_manifest(job.output, head, records, suffix=suffix)
     written = sum(record.written for record in records)
-    print(f"{written} of {len(own)} scans predicted in {seconds:.1f} s: {job.output / 'masks'}")
+    before = f", {kept} of them before" if kept else ""
+    print(f"{written} of {len(own)} scans predicted{before} in {seconds:.1f} s: {job.output / 'masks'}")
     if job.labels is not None and job.shard is None:
         report_records(job.output, records, head)
     elif job.shard is not None:
@@ -157,8 +160,8 @@ def run_job(job: Job, cases: Sequence[Case]) -> int:
     return int(any(record.failure is not None for record in records))
 
 
-def _records(job: Job, cases: Sequence[Case]) -> Iterator[Record]:
-    """Yields the record of each case when it is done.
+def _records(job: Job, cases: Sequence[Case]) -> Iterator[tuple[Record, bool]]:
+    """Yields the record of each case when it is done, and whether it was complete before.
 
     One thread beside this one first writes the last case, then reads the next, while the network computes the present
     one; that order keeps at most two cases in memory. Where the limit allows only one, the next waits for its end.
@@ -167,12 +170,12 @@ def _records(job: Job, cases: Sequence[Case]) -> Iterator[Record]:
     def begin(case: Case) -> Passage:
         return take_through(job, Passage(case, case.image_paths[0]), (look_up, read))
 
-    def end(passage: Passage) -> Record:
-        return close(job, take_through(job, passage, (write, evaluate)))
+    def end(passage: Passage) -> tuple[Record, bool]:
+        return close(job, take_through(job, passage, (write, evaluate))), passage.record is not None
 
     with ThreadPoolExecutor(1) as beside:
         begun = [beside.submit(begin, case) for case in cases[:1]]
-        ending: Future[Record] | None = None
+        ending: Future[tuple[Record, bool]] | None = None
         for index in range(len(cases)):
             present = begun.pop().result()
             following = cases[index + 1 : index + 2]

@@ -108,8 +108,10 @@ class MemoryLimit:
             spline = 0 if count == voxels else SPLINE_BYTES * max(count, voxels)
             channel = max(COMPONENTS_BYTES * voxels, 4 * count + spline + self._statistics * count)
             preparing = max(preparing, image + voxels + images - 4 * count + channel)
+        resampled = any(count != voxels for count in networks)
+        restoring = 4 * 6 * min(RESTORED_VALUES, classes * voxels) if resampled else 0
         maps = voxels + 4 * wanted.maps * voxels * classes
-        predicting = images + maps + slabs * self._slab_bytes(shapes) + 4 * 6 * RESTORED_VALUES
+        predicting = images + maps + slabs * self._slab_bytes(shapes) + restoring
         writing = maps + READ_BACK_BYTES * voxels
         if wanted.written:
             writing = max(writing, maps + MAP_WRITING_BYTES * voxels * classes)

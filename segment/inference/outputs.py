@@ -87,11 +87,12 @@ def _print_points(summary: Mapping[str, Any]) -> None:
     if half is None or (used["threshold"], used["min_lesion_mm3"]) == (HALF, 0.0):
         return
     table = Table(title=f"on these {summary['n_cases']} scans", title_justify="left")
-    for name in ("", "recall", "small-lesion recall", "false positives a scan"):
-        table.add_column(name, justify="right" if name else "left")
-    name = f"threshold {used['threshold']:g}, from {used['min_lesion_mm3']:g} mm3 (used)"
+    table.add_column("threshold", no_wrap=True)
+    for name in ("recall", "small-lesion recall", "false pos. a scan"):
+        table.add_column(name, justify="right")
+    name = f"{used['threshold']:g}, from {used['min_lesion_mm3']:g} mm3 (used)"
     rows = (
-        ("threshold 0.5", half["recall"], half["small_lesion_recall"], half["fp_per_scan"]),
+        ("0.5", half["recall"], half["small_lesion_recall"], half["fp_per_scan"]),
         (name, micro["iou10"]["recall"], micro["small_lesion_recall"], micro["fp_per_scan"]),
     )
     for title, *figures in rows:

@@ -1,7 +1,7 @@
 """Volumes slab by slab: along one axis, planes leave as soon as no further window touches them.
 
-What is held of a prediction is one window's depth of planes. The planes that are finished go back to the scan's own
-grid and are forgotten there as well, unless the probabilities themselves are asked for.
+What is held of a prediction is one window's depth of planes. Those that are finished go back to the scan's own grid
+and are forgotten there as well, unless the probabilities themselves are asked for.
 """
 
 from __future__ import annotations
@@ -101,28 +101,33 @@ def predict_slabs(
     """
     shape = list(image.shape[:3])
     shape[axis] = min(shape[axis], plan.patch_size[axis])
-    held = Slab(axis, 0, *_zeros((*shape, plan.classes), spread))
+    held = [np.zeros((*shape, plan.classes), np.float32) for _ in range(2 if spread else 1)]
+    first = 0
     for tile, votes in _votes(voters, image, plan, overlap, window_batch, axis, spread):
-        first = tile[axis].target.start
-        if first > held.first:
-            following = Slab(axis, first, *_zeros((*shape, plan.classes), spread))
-            for old, new in zip(held.arrays, following.arrays, strict=True):
-                new[_along(axis, 0, held.stop - first)] = old[_along(axis, first - held.first, None)]
-            yield _clipped(held.planes(held.first, first))
-            held = following
-            del following, old, new  # views: they would keep the slab that has just been handed over
-        for total, values in zip(held.arrays, votes, strict=True):
-            blend(total, held.first, axis, tile, values)
-    yield _clipped(held.planes(held.first, image.shape[axis]))
+        start = tile[axis].target.start
+        if start > first:
+            yield _clipped(axis, first, [array[_along(axis, 0, start - first)].copy() for array in held])
+            for array in held:
+                _advance(array, axis, start - first)
+            first = start
+        for total, values in zip(held, votes, strict=True):
+            blend(total, first, axis, tile, values)
+    yield _clipped(axis, first, held)
 
 
-def _zeros(shape: tuple[int, ...], spread: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    return np.zeros(shape, np.float32), np.zeros(shape, np.float32) if spread else None
+def _advance(array: np.ndarray, axis: int, planes: int) -> None:
+    """Moves all planes towards the first, over as many that are done with, and clears those at the end; in place."""
+    size = array.shape[axis]
+    for start in range(0, size, planes):
+        stop = min(start + planes, size - planes)
+        if start < stop:  # source and target of one step do not overlap
+            array[_along(axis, start, stop)] = array[_along(axis, start + planes, stop + planes)]
+    array[_along(axis, max(0, size - planes), None)] = 0.0
 
 
-def _clipped(slab: Slab) -> Slab:
-    np.clip(slab.mean, 0.0, 1.0, out=slab.mean)  # weights sum to 1 up to rounding
-    return slab
+def _clipped(axis: int, first: int, arrays: Sequence[np.ndarray]) -> Slab:
+    np.clip(arrays[0], 0.0, 1.0, out=arrays[0])  # weights sum to 1 up to rounding
+    return Slab(axis, first, arrays[0], arrays[1] if len(arrays) > 1 else None)
 
 
 def _votes(

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from segment.config import Config
@@ -22,38 +23,11 @@ from segment.training.interruption import Interrupted, StopRequest
 from segment.training.metrics_log import MetricsLog, StepMeans
 from segment.training.numerics import find_bad_number
 from segment.training.optimizers import learning_rate_at
+from segment.training.selection import Progress, headline_figures, in_words, selection_instead
+from segment.training.slices import pictured_cases, slice_picture
 from segment.training.step import SKIPS_BEFORE_STOP, TrainingError, TrainStep
 from segment.training.team import Team
-from segment.training.validation import (
-    evaluate_prepared,
-    headline_figures,
-    in_words,
-    make_forward,
-    quick_summary,
-    save_model,
-    selection_score,
-)
-
-
-@dataclass
-class Progress:
-    """Where a run stands; saved in every checkpoint.
-
-    Attributes:
-        step: Steps done.
-        validated: The step of the last validation, 0 before the first.
-        best_step: The step of the best validation.
-        best_score: Its `selection_score`.
-        loss: Mean loss of the last row of metrics.csv.
-        seconds: Time spent so far, over all sessions.
-    """
-
-    step: int = 0
-    validated: int = 0
-    best_step: int | None = None
-    best_score: Sequence[float] = (-2.0, -2.0)
-    loss: float | None = None
-    seconds: float = 0.0
+from segment.training.validation import make_forward, quick_validation, save_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +73,7 @@ class Loop:
         self._means = StepMeans()
         self._busy = self._waited = 0.0  # seconds since the last row, and how many of them were for data
         self._skipped_in_row: Any = 0
+        self._told = False  # that the model is kept by something else than the configuration says
         self.progress = Progress()
         step = team.from_chief(self._checkpoints.latest_step)
         if step is not None:
@@ -111,7 +86,7 @@ class Loop:
         return self._config.run_dir / "model.keras"
 
     def run(self) -> None:
-        """Trains to the end.
+        """Trains to the end, or until `train.patience` is over.
 
         Raises:
             Interrupted: A signal came; a checkpoint has been written.
@@ -127,7 +102,7 @@ class Loop:
             self._saved_on_interruption(),
         ):
             self._validate_if_due(log)
-            while progress.step < steps:
+            while progress.step < steps and not progress.stopped:
                 self._stop.check_together(self._team.agree)
                 self._one_step(batches)
                 bar.advance()
@@ -191,9 +166,7 @@ class Loop:
     def _explain(self, step: int, values: dict[str, Any]) -> None:
         """train.debug_numerics: says what the first bad number of a skipped step was; stops if scaling is no cure."""
         batch, names = self._batch_again(step)
-        found = find_bad_number(
-            self._parts.model, self._parts.hybrid, batch, names, scale=float(values["loss_scale"])
-        )
+        found = find_bad_number(self._parts.model, self._parts.hybrid, batch, names, scale=float(values["loss_scale"]))
         text = f"step {step + 1}: {found}"
         if not found.overflow_of_scale:
             raise TrainingError(f"training stopped (train.debug_numerics): {text}")
@@ -219,45 +192,69 @@ class Loop:
         self.progress.loss = row["loss"]
         if log is not None:
             log.metrics(step, row)
-        scale = f" scale {row['loss_scale']:g}" if self._parts.step.loss_scale.scaling else ""
-        bar.advance(0, f"loss {row['loss']:.4f}{scale} {speed:.1f} patches/s")
+        bar.advance(0, self._note(row))
+
+    def _note(self, row: dict[str, float]) -> str:
+        """What stands behind the progress bar."""
+        recall = self.progress.recall
+        parts = [
+            f"loss {row['loss']:.4f}",
+            *([f"recall {recall:.3f}"] if recall is not None else []),
+            *([f"scale {row['loss_scale']:g}"] if self._parts.step.loss_scale.scaling else []),
+            f"{row['patches_per_second']:.1f} patches/s",
+        ]
+        return "  ".join(parts)
 
     def _validate_if_due(self, log: MetricsLog | None) -> None:
         progress, train = self.progress, self._config.train
         due = progress.step == self._parts.steps or progress.step % train.validate_every == 0
         if not due or progress.validated == progress.step:
             return
-        summary = self._team.from_chief(self._validate)
+        summary = self._team.from_chief(lambda: self._validate(log))
         figures = headline_figures(summary)
-        score = selection_score(figures, train.selection)
-        best = score >= tuple(progress.best_score)  # of equals the later one, which has seen more
-        if best:
-            if self._team.chief:
-                save_model(self._parts.judged, self.model_path)
-            progress.best_step, progress.best_score = progress.step, score
+        best = progress.judge(figures, train)
+        if best and self._team.chief:
+            save_model(self._parts.judged, self.model_path)
         decision = self._parts.hybrid.on_validation(summary)
-        progress.validated = progress.step
         if log is not None:
             log.validation(progress.step, {**figures, "best": float(best)}, note=decision or "")
         self._say(figures, best, decision)
         self._save()
 
-    def _validate(self) -> dict[str, Any]:
+    def _validate(self, log: MetricsLog | None) -> dict[str, Any]:
         parts = self._parts
-        results = evaluate_prepared(self._forward, parts.validation, parts.plan, self._config, distances=False)
-        return quick_summary(results, self._config)
+        pictured = pictured_cases(parts.validation)
+
+        def keep(case: PreparedCase, mask: np.ndarray) -> None:
+            if log is None or case.case.case_id not in pictured:
+                return
+            picture = slice_picture(case, mask)
+            if picture is not None:
+                log.picture(self.progress.step, case.case.case_id, picture)
+
+        return quick_validation(self._forward, parts.validation, parts.plan, self._config, keep=keep)
 
     def _say(self, figures: dict[str, float], best: bool, decision: str | None) -> None:
+        """One line for the terminal or the log file of a scheduler."""
+        train, progress = self._config.train, self.progress
         shown = {
             "lesion F1": "lesion_f1",
             "small-lesion recall": "small_lesion_recall",
+            f"at {train.selection_fp_per_scan:g} FP/scan": "small_lesion_recall_at_fp",
             "false positives/scan": "fp_per_scan",
             "Dice": "dice",
         }
-        text = f"step {self.progress.step}/{self._parts.steps}: loss {in_words(self.progress.loss)}"
+        text = f"step {progress.step}/{self._parts.steps}: loss {in_words(progress.loss)}"
         text += "".join(f", {name} {in_words(figures[key])}" for name, key in shown.items())
-        text += ", best so far" if best else ""
-        CONSOLE.print(text if decision is None else f"{text}; {decision}", markup=False, soft_wrap=True)
+        lines = [text + (", best so far" if best else "") + ("" if decision is None else f"; {decision}")]
+        instead = selection_instead(figures, train)
+        if instead is not None and not self._told:
+            lines.append(instead)
+            self._told = True
+        if progress.stopped:
+            lines.append(f"{progress.waited} validations without a better one (train.patience): the training ends here")
+        for line in lines:
+            CONSOLE.print(line, markup=False, soft_wrap=True)
 
     def _save(self) -> None:
         if not self._team.chief:

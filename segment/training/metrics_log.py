@@ -1,4 +1,6 @@
-"""The run's numbers: metrics.csv and validation.csv, without gaps or doubles after interruptions, and TensorBoard."""
+"""The run's numbers and pictures: metrics.csv and validation.csv, without gaps or doubles after interruptions, slices/,
+and TensorBoard.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from segment.errors import InputError
-from segment.files import write_text
+from segment.evaluation.drawing import encode_png
+from segment.evaluation.overlays import slice_path
+from segment.files import atomic_path, write_text
 
 
 class Table:
@@ -85,10 +89,11 @@ def _cell(value: float | str) -> str:
 
 
 class MetricsLog:
-    """metrics.csv, validation.csv and TensorBoard's events in a run folder; a context manager."""
+    """metrics.csv, validation.csv, slices/ and TensorBoard's events in a run folder; a context manager."""
 
     def __init__(self, run_dir: Path, *, step: int, validated: int) -> None:
         """Args: run_dir: exists; step, validated: the last step and validation done, whose later rows are dropped."""
+        self._run_dir = run_dir
         self._metrics = Table(run_dir / "metrics.csv", step=step)
         self._validations = Table(run_dir / "validation.csv", step=validated)
         self._events = tf.summary.create_file_writer(str(run_dir / "tensorboard"))
@@ -102,6 +107,13 @@ class MetricsLog:
         """Writes one row of validation figures; `note` is the loss weighting's decision, or empty."""
         self._validations.append({"step": step, **row, "note": note})
         self._scalars(step, row, prefix="validation/")
+
+    def picture(self, step: int, case_id: str, picture: np.ndarray) -> None:
+        """Keeps the picture of a validation case, uint8 [rows, columns, 3], as a PNG file and for TensorBoard."""
+        with atomic_path(slice_path(self._run_dir, step, case_id)) as temporary:
+            temporary.write_bytes(encode_png(picture))
+        with self._events.as_default(step=step):
+            tf.summary.image(f"slices/{case_id}", picture[None])
 
     def _scalars(self, step: int, row: Mapping[str, float], *, prefix: str) -> None:
         with self._events.as_default(step=step):

@@ -16,6 +16,7 @@ import tensorflow as tf
 from segment.errors import InputError
 from segment.losses import split_outputs, supervised_loss
 from segment.model import run_network
+from segment.training.addons import SwaModel
 from segment.training.distribution import first_replica, plain_variable
 from segment.training.ema import WeightAverage
 from segment.training.optimizers import Optimizer
@@ -54,7 +55,7 @@ class TrainStep:
         clip_norm: float,
         batch_size: int,
         accumulate_steps: int,
-        average: WeightAverage | None,
+        average: WeightAverage | SwaModel | None,
     ) -> None:
         self._strategy = strategy
         self._model = model

@@ -17,7 +17,7 @@ import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
 
-from segment.config import Config
+from segment.config import Config, OptimizerConfig
 from segment.data.cases import Case
 from segment.data.preprocessing import PreparedCase, prepare_cases
 from segment.files import read_json, sha256_of, write_json
@@ -26,6 +26,7 @@ from segment.inference.operating_point import PointSearch, describe, write_opera
 from segment.losses import build_hybrid
 from segment.model import build_unet
 from segment.progress import CONSOLE
+from segment.training.addons import AddonsOptimizer, SwaModel, require_addons, uses_addons
 from segment.training.cluster import Cluster, find_cluster
 from segment.training.distribution import check_batch_size, choose_gpus, lost_worker_explained, make_strategy
 from segment.training.durations import training_steps
@@ -33,7 +34,7 @@ from segment.training.ema import WeightAverage
 from segment.training.interruption import Interrupted, stop_on_signals
 from segment.training.loop import Loop, Parts
 from segment.training.manifest import commit, hardware, peak_memory_gib, versions
-from segment.training.optimizers import make_optimizer
+from segment.training.optimizers import Optimizer, make_optimizer
 from segment.training.precision import (
     LossScale,
     compute_capabilities,
@@ -42,9 +43,10 @@ from segment.training.precision import (
     resolve_precision,
 )
 from segment.training.run_folder import RunData, join_run, open_run
+from segment.training.selection import headline_figures, in_words
 from segment.training.step import TrainStep, weights_of
 from segment.training.team import Team, meet, say_once
-from segment.training.validation import headline_figures, in_words, make_forward, write_validation
+from segment.training.validation import make_forward, write_validation
 
 CACHE = "cache"  # prepared cases, in the run folder
 
@@ -72,8 +74,9 @@ def train(config: Config, *, resume: bool, force: bool) -> TrainResult:
     """Trains one model and reports on its validation cases.
 
     The run folder then holds config.yaml, plan.json, split.json, data.json, manifest.json, metrics.csv, validation.csv,
-    tensorboard/, checkpoints/, model.keras (the best model), operating_point.json with its plot, and validation/ (masks
-    and report). On SIGTERM or Ctrl-C the step is finished and a checkpoint written.
+    slices/ (pictures of validation cases), tensorboard/, checkpoints/, model.keras (the best model),
+    operating_point.json with its plot, and validation/ (masks and report). On SIGTERM or Ctrl-C the step is finished
+    and a checkpoint written.
 
     Args:
         config: All options.
@@ -83,6 +86,7 @@ def train(config: Config, *, resume: bool, force: bool) -> TrainResult:
     Raises:
         InputError: The run folder, the data or the configuration cannot be used, or the training cannot go on.
     """
+    require_addons(config.train.optimizer)
     choose_gpus(config.train.gpus)
     cluster = find_cluster(os.environ) if config.train.strategy == "multi_worker" else None
     team = Team() if cluster is None else meet(cluster, purpose=_purpose(config, resume=resume, force=force))
@@ -149,9 +153,7 @@ def _run(config: Config, data: RunData, parts: Parts, manifest: dict[str, Any], 
     if team.chief:
         _close(config, manifest, loop)
         _print_table(config, loop, summary)
-    return TrainResult(
-        config.run_dir, 0, loop.progress.step, loop.progress.best_step, summary if team.chief else None
-    )
+    return TrainResult(config.run_dir, 0, loop.progress.step, loop.progress.best_step, summary if team.chief else None)
 
 
 def _build(
@@ -161,17 +163,20 @@ def _build(
     options = config.train
     strategy = make_strategy(options.strategy, all_reduce=options.all_reduce, cluster=cluster)
     check_batch_size(options.batch_size, strategy.num_replicas_in_sync)
+    train_cases, validation = prepared[: len(data.train)], prepared[len(data.train) :]
+    steps = training_steps(options, train_cases, data.plan)
     with precision_policy(precision), strategy.scope():
         model = build_unet(data.plan, seed=config.seed)
-        judged = build_unet(data.plan, seed=config.seed) if options.ema_decay else model
+        averaged = bool(options.ema_decay) or options.optimizer.average != "none"
+        judged = build_unet(data.plan, seed=config.seed) if averaged else model
         hybrid = build_hybrid(config.loss)
-        optimizer = make_optimizer(
-            weights_of(model), list(hybrid.trainable_variables), strategy=strategy, config=options.optimizer
-        )
+        optimizer = _optimizer(weights_of(model), list(hybrid.trainable_variables), strategy, options.optimizer, steps)
         loss_scale = LossScale(options.loss_scale, scaling=precision == "mixed_float16")
-    average = None
+    average: WeightAverage | SwaModel | None = None
     if options.ema_decay:
         average = WeightAverage(model, judged, strategy=strategy, decay=options.ema_decay)
+    elif isinstance(optimizer, AddonsOptimizer) and averaged:
+        average = SwaModel(model, judged, optimizer, strategy=strategy)
     step = TrainStep(
         strategy=strategy,
         model=model,
@@ -183,9 +188,19 @@ def _build(
         accumulate_steps=options.accumulate_steps,
         average=average,
     )
-    train_cases, validation = prepared[: len(data.train)], prepared[len(data.train) :]
-    steps = training_steps(options, train_cases, data.plan)
     return Parts(strategy, model, judged, hybrid, step, steps, data.plan, train_cases, validation)
+
+
+def _optimizer(
+    variables: list[tf.Variable],
+    undecayed: list[tf.Variable],
+    strategy: tf.distribute.Strategy,
+    config: OptimizerConfig,
+    steps: int,
+) -> Optimizer:
+    if uses_addons(config):
+        return AddonsOptimizer(variables, undecayed, strategy=strategy, config=config, steps=steps)
+    return make_optimizer(variables, undecayed, strategy=strategy, config=config)
 
 
 def _manifest(
@@ -218,6 +233,7 @@ def _close(config: Config, manifest: dict[str, Any], loop: Loop) -> None:
     ending = {
         "finished": True,
         "seconds": round(loop.seconds(), 1),
+        "stopped_early": loop.progress.stopped,
         "best_step": loop.progress.best_step,
         "peak_memory_gib": round(peak_memory_gib(), 2),
     }
@@ -254,22 +270,23 @@ def _files(cases: tuple[Case, ...]) -> list[str]:
 
 def _print_table(config: Config, loop: Loop, summary: dict[str, Any]) -> None:
     """The result on standard output, for a person."""
-    figures = headline_figures(summary)
-    table = Table(
-        title=f"{config.run_dir}: {loop.progress.step} steps in {loop.seconds() / 60:.1f} min", title_justify="left"
-    )
-    table.add_column("validation, best model")
-    table.add_column(f"step {loop.progress.best_step}", justify="right")
-    rows = {
-        "training loss (last)": loop.progress.loss,
-        "lesion F1": figures["lesion_f1"],
-        "small-lesion recall": figures["small_lesion_recall"],
-        "false positives per scan": figures["fp_per_scan"],
-        "Dice": figures["dice"],
-        "IoU": figures["iou"],
-    }
-    for name, value in rows.items():
-        table.add_row(name, in_words(value))
+    figures, progress = headline_figures(summary), loop.progress
     console = Console(highlight=False)
+    # A line of its own, for a table breaks a title that is wider than itself.
+    early = " (stopped early)" if progress.stopped else ""
+    ran = f"{progress.step} steps{early} in {loop.seconds() / 60:.1f} min, training loss {in_words(progress.loss)}"
+    console.print(f"{config.run_dir}: {ran}", markup=False, soft_wrap=True)
+    table = Table()
+    table.add_column("validation, best model")
+    table.add_column(f"step {progress.best_step}", justify="right")
+    rows = {
+        "lesion F1": "lesion_f1",
+        "small-lesion recall": "small_lesion_recall",
+        "false positives per scan": "fp_per_scan",
+        "Dice": "dice",
+        "IoU": "iou",
+    }
+    for name, figure in rows.items():
+        table.add_row(name, in_words(figures[figure]))
     console.print(table)
     console.print(f"report:  {config.run_dir / 'validation' / 'report' / 'report.html'}", markup=False, soft_wrap=True)

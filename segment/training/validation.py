@@ -20,15 +20,11 @@ from segment.evaluation.pictures import CasePictures
 from segment.evaluation.summary import summarise
 from segment.evaluation.tables import write_report
 from segment.files import atomic_path
-from segment.inference.model_file import compile_forward
+from segment.inference.model_file import compile_forward, window_batch
 from segment.inference.operating_point import PointSearch
 from segment.inference.slabs import predict_volume
 from segment.inference.tiles import Forward, to_mask
-
-
-def window_batch(config: Config) -> int:
-    """Windows predicted at a time: as configured on a GPU, one on a CPU, which gains nothing from more."""
-    return config.inference.window_batch if tf.config.list_logical_devices("GPU") else 1
+from segment.training.selection import BudgetSearch
 
 
 def make_forward(model: tf.keras.Model, plan: Plan, config: Config, *, before: Callable[[], None]) -> Forward:
@@ -70,8 +66,8 @@ def evaluate_prepared(
     config: Config,
     *,
     distances: bool,
-    keep: Callable[[PreparedCase, np.ndarray], None] | None = None,
-    search: PointSearch | None = None,
+    keep: Callable[[PreparedCase, np.ndarray], None],
+    search: PointSearch | BudgetSearch,
 ) -> list[CaseResult]:
     """Predicts each case and compares it with its label file, one result for each case and class.
 
@@ -79,7 +75,7 @@ def evaluate_prepared(
         prepared: Cases with labels.
         distances: With HD95 and surface Dice, and with the greatest probability in each lesion; slower.
         keep: Called with each case and its mask, for example to write it.
-        search: Is shown each case and class, to choose the operating point; adds the FROC to the results.
+        search: Is shown each case and class, to choose the operating point or the model.
 
     Raises:
         InputError: A label file has vanished or changed its grid.
@@ -87,8 +83,7 @@ def evaluate_prepared(
     results: list[CaseResult] = []
     for case in prepared:
         mask, probabilities = predict_case(forward, case, plan, config)
-        if keep is not None:
-            keep(case, mask)
+        keep(case, mask)
         label, grid = _read_label(case)
         for channel, (name, value) in enumerate(plan.label_values.items()):
             probability = probabilities[..., channel]
@@ -103,9 +98,11 @@ def evaluate_prepared(
                 probability=probability if distances else None,
                 distances=distances,
             )
-            if search is not None:
+            if isinstance(search, PointSearch):
                 sweep = search.add(case.case.case_id, label == value, probability, grid)
                 result = replace(result, sweep=sweep)
+            else:
+                search.add(label == value, probability, grid)
             results.append(result)
     return results
 
@@ -119,39 +116,26 @@ def _read_label(case: PreparedCase) -> tuple[np.ndarray, Any]:
     return label, grid
 
 
-def quick_summary(results: Sequence[CaseResult], config: Config) -> dict[str, Any]:
-    """`summarise` for a validation during training, whose intervals nobody reads: one bootstrap draw."""
-    quick = config.evaluation.model_copy(update={"bootstrap_draws": 1})
-    return summarise(results, config=quick, seed=config.seed, inputs={})
+def quick_validation(
+    forward: Forward,
+    prepared: Sequence[PreparedCase],
+    plan: Plan,
+    config: Config,
+    *,
+    keep: Callable[[PreparedCase, np.ndarray], None],
+) -> dict[str, Any]:
+    """A validation during training: the summary, without intervals that nobody reads, and the figures at the budget.
 
+    Args:
+        keep: As for `evaluate_prepared`.
 
-def headline_figures(summary: dict[str, Any]) -> dict[str, float]:
-    """The figures of a summary that the log, the line on the terminal and the final table show; NaN where undefined."""
-    micro, macro = summary["micro"], summary["macro"]
-    figures = {
-        "lesion_f1": micro["iou10"]["f1"],
-        "lesion_recall": micro["iou10"]["recall"],
-        "lesion_precision": micro["iou10"]["precision"],
-        "small_lesion_recall": micro["small_lesion_recall"],
-        "fp_per_scan": micro["fp_per_scan"],
-        "dice": macro["dice"]["mean"],
-        "iou": macro["iou"]["mean"],
-    }
-    return {name: float("nan") if value is None else float(value) for name, value in figures.items()}
-
-
-def in_words(value: float | None) -> str:
-    """A figure with three decimals, or "undefined" for NaN and None."""
-    return "undefined" if value is None or not np.isfinite(value) else f"{value:.3f}"
-
-
-def selection_score(figures: dict[str, float], selection: str) -> tuple[float, float]:
-    """What decides which model is kept: (the figure named by `train.selection`, Dice), compared in this order.
-
-    An undefined figure counts as -1, below every defined one.
+    Returns:
+        As `summarise`, with one bootstrap draw, and `at_budget` as `BudgetSearch.figures` gives it.
     """
-    main, dice = (figures[name] if np.isfinite(figures[name]) else -1.0 for name in (selection, "dice"))
-    return main, dice
+    search = BudgetSearch(config, n_scans=len(prepared))
+    results = evaluate_prepared(forward, prepared, plan, config, distances=False, keep=keep, search=search)
+    quick = config.evaluation.model_copy(update={"bootstrap_draws": 1})
+    return summarise(results, config=quick, seed=config.seed, inputs={}) | {"at_budget": search.figures()}
 
 
 def save_model(model: tf.keras.Model, path: Path) -> None:

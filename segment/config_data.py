@@ -39,8 +39,8 @@ class DataConfig(Section):
     normalization: Literal["zscore", "percentile", "tissue"] = Field(
         default="zscore",
         description="of each channel by itself, within its non-zero mask: zscore (MR); percentile clips at 0.5 and "
-        "99.5 first (CT); tissue (brain-extracted MR) sets the main tissue peak to 0 and the darkest tissue to -3, so "
-        "that lesion load does not move the scale",
+        "99.5 first, CT at those of the voxels inside lesions over all training cases; tissue (brain-extracted MR) "
+        "sets the main tissue peak to 0 and the darkest tissue to -3, so that lesion load does not move the scale",
     )
     lesion_patch_share: Share = Field(default=0.5, description="share of patches placed around a lesion")
     workers: PositiveInt = Field(default=2, description="threads that prepare cases and draw patches")

@@ -28,7 +28,7 @@ class OptimizerConfig(Section):
     warmup_share: Share = Field(default=0.02, description="share of the steps over which the rate rises from 0")
     average: Literal["none", "swa"] = Field(
         default="none",
-        description="swa: the mean of the weights over the last quarter is validated and saved; needs tensorflow-addons",
+        description="swa: the mean of the last quarter's weights is validated and saved; needs tensorflow-addons",
     )
     clip_norm: NonNegativeFloat = Field(default=12.0, description="global norm of the averaged gradient; 0 is off")
 

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 CONSOLE = Console(stderr=True, highlight=False)
 
@@ -37,12 +38,14 @@ class Bar:
 @contextmanager
 def progress_bar(description: str, total: int, *, done: int = 0) -> Iterator[Bar]:
     """A bar on standard error with count, elapsed and remaining time; draws nothing unless that is a terminal."""
+    # On a narrow terminal the bar gives way first, then the end of the note; count and times stay whole.
+    count = 2 * len(str(total)) + 1
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=len(description))),
+        BarColumn(table_column=Column()),
+        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=count)),
+        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
         TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -89,6 +90,23 @@ class TestStepMeans:
 
 
 class TestMetricsLog:
+    def test_a_picture_is_a_file_and_in_tensorboard(self, tmp_path: Path) -> None:
+        picture = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
+        with MetricsLog(tmp_path, step=0, validated=0) as log:
+            log.picture(20, "case1", picture)
+        written = tf.io.decode_png((tmp_path / "slices" / "step_0000020_case1.png").read_bytes())
+        np.testing.assert_array_equal(written, picture)
+        (events,) = (tmp_path / "tensorboard").iterdir()
+        values = [
+            value
+            for record in tf.data.TFRecordDataset(str(events))
+            for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value
+        ]
+        (image,) = [value for value in values if value.tag == "slices/case1"]
+        width, height, encoded = tf.make_ndarray(image.tensor)
+        assert (int(width), int(height)) == (5, 6)
+        np.testing.assert_array_equal(tf.io.decode_png(encoded), picture)
+
     def test_files_and_tensorboard_scalars(self, tmp_path: Path) -> None:
         with MetricsLog(tmp_path, step=0, validated=0) as log:
             log.metrics(10, {"loss": 0.5, "loss/dice": math.nan})

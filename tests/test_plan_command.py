@@ -71,12 +71,19 @@ class TestFile:
         assert plan("--force", "--workers", "1") == 0
         assert Path("plan.yaml").read_bytes() == first
 
+    @staticmethod
+    def thick(index: int) -> np.ndarray:
+        image = np.random.default_rng(index).normal(30, 10, (64, 64, 8)).astype(np.float32)
+        image[:20] = -1000
+        return image
+
+    def lesion_values(self, index: int) -> list[float]:
+        return [float(value) for value in self.thick(index)[30:34, 30:34, 3:5].ravel()]
+
     def test_ct_of_thick_slices(self, here: Path) -> None:
         write_dataset_json(here / "data", channels=("image",))
         for index in range(2):
-            rng = np.random.default_rng(index)
-            image = rng.normal(30, 10, (64, 64, 8)).astype(np.float32)
-            image[:20] = -1000
+            image = self.thick(index)
             label = np.zeros((64, 64, 8), np.uint8)
             label[30:34, 30:34, 3:5] = 1
             write_case(here / "data", f"thick{index}", image, label, np.diag([1, 1, 5, 1.0]))
@@ -86,6 +93,9 @@ class TestFile:
         why, config = comments(), load_config(Path("plan.yaml"))
         assert config.data.normalization == "percentile"
         assert "channel image holds values down to -1000, like air on CT" in why
+        values = [value for index in range(2) for value in self.lesion_values(index)]
+        low, high = np.percentile(values, (0.5, 99.5))
+        assert f"inside all lesions, in training those of the training cases: image at {low:.4g} and {high:.4g}." in why
         assert config.data.spacing_mm == (1.0, 1.0, 5.0)
         assert "The axis bottom to top is 5 times as coarse as the finest and stays so" in why
         assert config.model.strides is not None

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import tiny_dataset, write_case, write_dataset_json
+from data_helpers import make_scan
 
 from segment.config import Config, config_from
 from segment.data.axes import plan_kernels, plan_patch, plan_strides
 from segment.data.cases import Dataset, find_dataset
 from segment.data.fingerprint import Fingerprint, Intensities, fingerprint
 from segment.data.planning import Plan, make_plan
+from segment.data.preprocessing import to_network
 from segment.errors import InputError
 
 DATASET = Dataset(root=Path("d"), cases=(), channel_names=("FLAIR", "T1"), label_values={"lesion": 1, "edema": 4})
@@ -58,6 +60,38 @@ class TestFingerprint:
         assert found.spacing_mm == (1.0, 1.0, 3.0)
         assert found.shape == (5, 6, 4)
         assert found.foreground_share == 1.0
+
+    def test_figures_by_hand(self, tmp_path: Path) -> None:
+        write_dataset_json(tmp_path, channels=("a", "b"))
+        for name, spacing in (("one", 1.0), ("two", 2.0)):
+            image = np.full((4, 4, 4, 2), 10.0, np.float32)
+            image[..., 1] = 7
+            image[0, 0, 0, 1] = 0  # not part of the second channel's figures
+            label = np.zeros((4, 4, 4), np.uint8)
+            label[0, 0, :2] = label[3, 3, 3] = 1
+            image[0, 0, 1, 0], image[3, 3, 3, 0] = 20, 30
+            write_case(tmp_path, name, image, label, np.diag([spacing, 1, 1, 1]))
+        found = fingerprint(find_dataset(tmp_path, layout="nnunet"), workers=2)
+        assert found.spacing_range_mm == ((1.0, 2.0), (1.0, 1.0), (1.0, 1.0))
+        assert found.lesion_mm3 == (1.0, 2.0, 2.0, 4.0)
+        # Median spacing 1.5: 64 mm3 and 128 mm3 are 128 voxels of 1.5 mm3.
+        assert (found.spacing_mm[0], found.voxels) == (1.5, 128)
+        first, second = found.intensities
+        # 10, 20, 30 in each case; percentiles of 10 10 20 20 30 30 by hand: 99.5 lies between the last two.
+        assert first.lesions == (10.0, 20.0, 30.0)
+        assert first.elsewhere == (10.0, 10.0, 10.0)
+        assert first.window == pytest.approx((10.0, 30.0, 20.0, (200 / 3) ** 0.5))
+        assert (second.lesions, second.elsewhere) == ((0.0, 7.0, 7.0), (7.0, 7.0, 7.0))
+
+    def test_without_lesions_and_without_contrast(self, tmp_path: Path) -> None:
+        write_dataset_json(tmp_path)
+        image = np.full((4, 4, 4), 10.0, np.float32)
+        write_case(tmp_path, "none", image, np.zeros((4, 4, 4), np.uint8))
+        (channel,) = fingerprint(find_dataset(tmp_path, layout="nnunet"), workers=1).intensities
+        assert channel == Intensities(None, (10.0, 10.0, 10.0), None)
+        write_case(tmp_path, "flat", image, np.ones((4, 4, 4), np.uint8))
+        (channel,) = fingerprint(find_dataset(tmp_path, layout="nnunet"), workers=1).intensities
+        assert (channel.lesions, channel.window) == ((10.0, 10.0, 10.0), None)
 
 
 class TestPatch:
@@ -136,6 +170,37 @@ class TestMakePlan:
         plan = make_plan(DATASET, FINGERPRINT, config(model=model))
         assert plan.strides == ((1, 2, 2),)
         assert plan.patch_size == (5, 8, 8)
+
+
+class TestCtWindows:
+    window = (10.0, 60.0, 35.0, 12.0)
+    ct = Intensities((10.0, 35.0, 60.0), (-1000.0, 30.0, 900.0), window)
+    mr = Intensities((10.0, 35.0, 60.0), (0.0, 30.0, 900.0), window)
+
+    def plan(self, *channels: Intensities, normalization: str = "percentile") -> Plan:
+        found = dataclasses.replace(FINGERPRINT, intensities=channels)
+        return make_plan(DATASET, found, config(data={"normalization": normalization}))
+
+    def test_of_ct_channels_only(self) -> None:
+        plan = self.plan(self.ct, self.mr)
+        assert plan.ct_windows == (self.window, None)
+        assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+        assert self.plan(self.mr, self.mr).ct_windows == ()
+        assert self.plan(self.ct, self.mr, normalization="zscore").ct_windows == ()
+
+    def test_are_the_scale_of_every_scan(self) -> None:
+        image = np.full((4, 4, 4, 2), 35.0)
+        image[0, ..., 0], image[1, ..., 0] = -1000, 300
+        image[2, ..., 1] = 50
+        network, _, _ = to_network(make_scan(image, np.eye(4)), self.plan(self.ct, self.mr))
+        # (10 - 35) / 12, (60 - 35) / 12 and 0, whatever else is in the scan.
+        np.testing.assert_allclose(network[:, 0, 0, 0], [-25 / 12, 25 / 12, 0, 0], rtol=1e-6)
+        assert abs(network[..., 1].mean()) < 1e-6  # its own scale
+
+    def test_one_for_each_channel(self) -> None:
+        values = {**self.plan(self.ct, self.mr).to_json(), "ct_windows": [None]}
+        with pytest.raises(InputError, match="expected 2 ct_windows or none, found 1"):
+            Plan.from_json(values)
 
 
 class TestJson:

@@ -12,7 +12,7 @@ from step_helpers import BATCH, SCALE, SIZE, batches, copies, make_step, require
 from segment.config import OptimizerConfig
 from segment.config_loss import LossConfig
 from segment.losses import supervised_loss
-from segment.training.distribution import check_batch_size, make_strategy, mirrored_strategy
+from segment.training.distribution import mirrored_strategy
 from segment.training.step import unscale_and_clip, weights_of
 
 
@@ -148,19 +148,3 @@ def gradient_of(step: Any, data: dict[str, np.ndarray], part: slice) -> list[np.
         logits = step._model(tf.constant(data["image"][0, part]))
         loss = tf.reduce_mean(supervised_loss(step.hybrid, tf.constant(data["label"][0, part]), logits).total)
     return [np.asarray(gradient, np.float64) for gradient in tape.gradient(loss, weights_of(step._model))]
-
-
-class TestStrategies:
-    def test_auto_and_single_are_the_default_without_gpus(self) -> None:
-        for name in ("auto", "single"):
-            assert make_strategy(name, all_reduce="auto", cluster=None) is tf.distribute.get_strategy()
-
-    def test_mirrored_takes_all_logical_cpus_without_gpus(self, four_cpus: list[str]) -> None:
-        assert make_strategy("mirrored", all_reduce="auto", cluster=None).num_replicas_in_sync == 4
-
-    def test_batch_size_must_split_evenly(self) -> None:
-        check_batch_size(4, 2)
-        with pytest.raises(
-            ValueError, match=r"train\.batch_size: expected a multiple of the 4 replicas, found 6; try 4"
-        ):
-            check_batch_size(6, 4)

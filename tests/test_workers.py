@@ -59,4 +59,4 @@ class TestTwoWorkers:
         names = {path.name for path in (folder / "one").iterdir()}
         assert {path.name for path in (folder / "two").iterdir()} == names
         manifest = json.loads((folder / "two" / "manifest.json").read_text())
-        assert (manifest["replicas"], manifest["strategy"]) == (2, "MultiWorkerMirroredStrategy")
+        assert (manifest["replicas"], manifest["strategy"]) == (2, "multi_worker")

@@ -8,7 +8,7 @@ network after the last one, not the best on the way. Windows overlap by a quarte
 validation two and a half times cheaper; there is one every 40 steps, to see when BCE's best IoU is reached.
 `recall_feedback` looks at these validations, as it does in any training.
 
-The best loss is the one with the highest mean lesion F1, which is also what `train.selection` keeps a model by.
+The best loss is the one with the highest mean lesion F1.
 
 Patients: `configs/ms_lesions.yaml` with half the filters and patches of 48 voxels, one patient to train on and the
 other to test on, both ways, with BCE, the hybrid with fixed weights, and the best of the rest.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +29,6 @@ MOST_LEVELS = {2: 7, 3: 6}
 LEAST_BATCH, MOST_BATCH = {2: 4, 3: 2}, {2: 32, 3: 8}
 BATCH_SHARE = 0.05  # of all voxels at most in a batch beyond the least: a step is to see a part of the dataset only
 STEPS = {"cpu": 2000, "gpu": 20000}
-AIR = -500.0  # a channel with darker voxels than this holds Hounsfield units
-CT_NAMES = {"ct", "cta", "ctp", "ncct", "nect", "cect", "cbct", "hu"}
 
 
 @dataclass(frozen=True)
@@ -157,13 +154,10 @@ def _fitted(spacing_mm: Sequence[float], aim: Sequence[int], levels: int) -> tup
 
 
 def choose_normalization(names: Sequence[str], intensities: Sequence[Intensities]) -> tuple[str, str]:
-    """`percentile` where a channel is CT, else `zscore`, and why.
-
-    A channel is CT when its name says so (CT, CTA, NCCT ...) or when it holds values as low as air's -1000.
-    """
+    """`percentile` where a channel is CT (`Intensities.is_ct`), else `zscore`, and why."""
     for name, channel in zip(names, intensities, strict=True):
-        if set(re.split(r"[^a-z0-9]+", name.lower())) & CT_NAMES:
-            return "percentile", f"channel {name} is CT by its name"
-        if channel.elsewhere is not None and channel.elsewhere[0] <= AIR:
+        if channel.elsewhere is not None and channel.has_air:
             return "percentile", f"channel {name} holds values down to {channel.elsewhere[0]:.4g}, like air on CT"
+        if channel.is_ct(name):
+            return "percentile", f"channel {name} is CT by its name"
     return "zscore", f"no channel of {', '.join(names)} is CT by its name or by values as low as air's -1000"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from segment.data.scan import read_scan, to_canonical
 from segment.progress import progress_bar
 
 PERCENTILES = (0.5, 50.0, 99.5)
+AIR = -500.0  # a channel with darker voxels than this holds Hounsfield units
+CT_NAMES = {"ct", "cta", "ctp", "ncct", "nect", "cect", "cbct", "hu"}
 VOXELS_A_CASE = 5000  # of each channel inside and as many outside lesions: percentiles of a dataset need no more
 
 
@@ -25,10 +28,22 @@ class Intensities:
     Attributes:
         lesions: The 0.5th, 50th and 99.5th percentile inside lesions; None where no case has one.
         elsewhere: Of the voxels outside lesions that are not 0; None where there are none.
+        window: The outer two of `lesions`, and mean and standard deviation inside lesions after clipping at them; None
+            where that deviation is 0 or no case has a lesion.
     """
 
     lesions: tuple[float, ...] | None
     elsewhere: tuple[float, ...] | None
+    window: tuple[float, float, float, float] | None = None
+
+    def is_ct(self, name: str) -> bool:
+        """Whether a channel is CT: its name says so (CT, CTA, NCCT ...), or it holds values as low as air's -1000."""
+        return bool(set(re.split(r"[^a-z0-9]+", name.lower())) & CT_NAMES) or self.has_air
+
+    @property
+    def has_air(self) -> bool:
+        """Whether there are values as low as air's -1000."""
+        return self.elsewhere is not None and self.elsewhere[0] <= AIR
 
 
 @dataclass(frozen=True)
@@ -149,12 +164,19 @@ def _summary(measures: Sequence[_Measure], channels: int) -> Fingerprint:
         foreground_share=sum(measure.foreground for measure in measures) / voxels,
         lesion_mm3=tuple(sorted(volume for measure in measures for volume in measure.lesion_mm3)),
         intensities=tuple(
-            Intensities(*(_percentiles([m.samples[channel][part] for m in measures]) for part in (0, 1)))
+            _intensities(*(np.concatenate([m.samples[channel][part] for m in measures]) for part in (0, 1)))
             for channel in range(channels)
         ),
     )
 
 
-def _percentiles(samples: Sequence[np.ndarray]) -> tuple[float, ...] | None:
-    pooled = np.concatenate(samples)
-    return tuple(float(value) for value in np.percentile(pooled, PERCENTILES)) if pooled.size else None
+def _intensities(lesions: np.ndarray, elsewhere: np.ndarray) -> Intensities:
+    inner, outer = (
+        tuple(float(value) for value in np.percentile(values, PERCENTILES)) if values.size else None
+        for values in (lesions, elsewhere)
+    )
+    if inner is None:
+        return Intensities(None, outer)
+    clipped = np.clip(lesions.astype(np.float64), inner[0], inner[-1])
+    deviation = float(clipped.std())
+    return Intensities(inner, outer, (inner[0], inner[-1], float(clipped.mean()), deviation) if deviation else None)

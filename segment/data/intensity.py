@@ -160,9 +160,13 @@ def _coarser(channel: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     slabs, rows, columns = channel.shape
     if (rows, columns) != tuple(counts[1:]):
         result = np.empty_like(channel)
-        for source, target in zip(channel, result, strict=True):
-            small = cv2.resize(source, (counts[2], counts[1]), interpolation=cv2.INTER_AREA)
-            cv2.resize(small, (columns, rows), dst=target, interpolation=cv2.INTER_LINEAR)
+        # One picture a slab, or one of all slabs where only their columns change.
+        pictures = (1, slabs * rows, columns) if rows == counts[1] else channel.shape
+        for source, target in zip(channel.reshape(pictures), result.reshape(pictures), strict=True):
+            height, width = source.shape
+            fewer = height if rows == counts[1] else counts[1]
+            small = cv2.resize(source, (counts[2], fewer), interpolation=cv2.INTER_AREA)
+            cv2.resize(small, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
         channel = result
     if slabs != counts[0]:
         flat = channel.reshape(slabs, -1)

@@ -53,7 +53,14 @@ def _blocks(volume: np.ndarray, *, like: np.ndarray | None = None) -> list[np.nd
     return [turned[first : first + planes] for first in range(0, turned.shape[0], planes)]
 
 
-def normalise(channel: np.ndarray, inside: np.ndarray, how: str, *, out: np.ndarray | None = None) -> np.ndarray:
+def normalise(
+    channel: np.ndarray,
+    inside: np.ndarray,
+    how: str,
+    *,
+    out: np.ndarray | None = None,
+    window: tuple[float, float, float, float] | None = None,
+) -> np.ndarray:
     """Brings one channel to the scale of the network.
 
     Beside the arguments and the result, `zscore` needs a few MiB, `percentile` 4 bytes and `tissue` 24 bytes a voxel.
@@ -64,19 +71,23 @@ def normalise(channel: np.ndarray, inside: np.ndarray, how: str, *, out: np.ndar
         how: `zscore` (mean 0, standard deviation 1), `percentile` (the same after clipping at the 0.5th and 99.5th
             percentile) or `tissue` (see `tissue_scale`).
         out: float32 [x, y, z] that takes the result, or None for a new one.
+        window: Low, high, centre and unit to take with `percentile` instead of the channel's own, for CT, whose units
+            mean the same in every scan.
 
     Returns:
-        float32 [x, y, z]; 0 outside, and everywhere for a channel that is constant inside.
+        float32 [x, y, z]; 0 outside, and everywhere for a channel that is constant inside, unless a window is given.
     """
     result = np.empty(channel.shape, np.float32) if out is None else out
     low, high = -np.inf, np.inf
-    if how == "percentile" and inside.any():
+    if window is None and how == "percentile" and inside.any():
         low, high = np.percentile(channel[inside], PERCENTILES, overwrite_input=True).astype(np.float64)
     if how == "tissue":
         values = channel[inside].astype(np.float64)
         flat = not values.size or values.min() == values.max()
         centre, unit = (0.0, 0.0) if flat else tissue_scale(values)
         del values
+    elif window is not None:
+        low, high, centre, unit = window
     else:
         centre, unit = _moments(channel, inside, low, high)
     for part, own, values in _subject(channel, inside, result):

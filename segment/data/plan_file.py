@@ -113,9 +113,13 @@ def _lesions(planned: Planned) -> str:
     bins = ", ".join(f"{name}: {n}" for name, n in zip(bin_names(planned.bin_edges_mm3), count, strict=True))
     share = planned.found.foreground_share
     return (
-        f"{len(volumes)}, of {volumes[0]:.3g} to {volumes[-1]:.4g} mm3, median {np.median(volumes):.3g}; "
+        f"{len(volumes)}, of {_mm3(volumes[0])} to {_mm3(volumes[-1])} mm3, median {_mm3(float(np.median(volumes)))}; "
         f"by mm3 {bins}; {share:.3%} of all voxels"
     )
+
+
+def _mm3(volume: float) -> str:
+    return f"{volume:,.0f}" if volume >= 100 else f"{volume:.3g}"
 
 
 def _intensities(name: str, planned: Planned, index: int) -> str:
@@ -150,10 +154,22 @@ def _data_comments(planned: Planned) -> dict[str, str]:
     why = planned.choice.why_normalization
     normalization = {
         "zscore": "Mean 0 and standard deviation 1 within the non-zero voxels, as for MR",
-        "percentile": "Clipped at the 0.5th and 99.5th percentile first, as for CT",
+        "percentile": "Clipped at the 0.5th and 99.5th percentile first",
         "tissue": "The main tissue peak at 0",
     }[planned.choice.plan.normalization]
-    return {"data.spacing_mm": words, "data.normalization": f"{normalization}: {why}."}
+    return {"data.spacing_mm": words, "data.normalization": f"{normalization}: {why}.{_ct_words(planned)}"}
+
+
+def _ct_words(planned: Planned) -> str:
+    plan = planned.choice.plan
+    windows = [
+        f"{name} at {window[0]:.4g} and {window[1]:.4g}"
+        for name, window in zip(plan.channel_names, plan.ct_windows, strict=False)
+        if window is not None
+    ]
+    if not windows:
+        return ""
+    return f" CT at the percentiles inside all lesions, in training those of the training cases: {', '.join(windows)}."
 
 
 def _model_comments(planned: Planned) -> dict[str, str]:
@@ -170,7 +186,7 @@ def _model_comments(planned: Planned) -> dict[str, str]:
     return {
         "model.patch_size": (
             f"{across}{_by(extent)} mm, {share:.0%} of the median shape of {_by(shape)} voxels; "
-            f"{_largest(planned)}the largest patch that the memory allows with this network."
+            f"{_largest(planned)}the largest of the planner's patches that the memory allows with this network."
         ),
         "model.filters": (
             f"{plan.filters[0]} at the finest level as the memory allows, twice as many at each further one; "

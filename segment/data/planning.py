@@ -37,6 +37,8 @@ class Plan:
         softmax: The classes exclude each other: the background is an output of its own, the first. Else each class is a
             sigmoid of its own.
         distance_head: A last output predicts the signed distance to the lesions, for training only.
+        ct_windows: With `percentile`, for each channel that is CT: low, high, mean and standard deviation of the voxels
+            inside lesions over the training cases, as in nnU-Net; None for other channels. Empty where no channel is.
         slices: Slices that a 2D model sees as channels, its own in the middle: odd; 1 in 3D.
     """
 
@@ -54,6 +56,7 @@ class Plan:
     softmax: bool = False
     distance_head: bool = False
     slices: int = 1
+    ct_windows: tuple[tuple[float, float, float, float] | None, ...] = ()
 
     @property
     def dimensions(self) -> int:
@@ -133,7 +136,15 @@ def _parse(values: dict[str, Any]) -> Plan:
         softmax=bool(values.get("softmax", False)),
         distance_head=bool(values.get("distance_head", False)),
         slices=int(values.get("slices", 1)),
+        ct_windows=tuple(_window(window) for window in values.get("ct_windows", ())),
     )
+
+
+def _window(values: Any) -> tuple[float, float, float, float] | None:
+    if values is None:
+        return None
+    low, high, mean, deviation = (float(value) for value in values)
+    return low, high, mean, deviation
 
 
 def _check(plan: Plan) -> None:
@@ -148,6 +159,8 @@ def _check(plan: Plan) -> None:
         raise InputError(f"plan: expected 2 or 3 values in every stride and kernel, found {sorted(lengths)}")
     if plan.slices < 1 or plan.slices % 2 == 0 or (plan.dimensions == 3 and plan.slices != 1):
         raise InputError(f"plan: expected an odd number of slices, and 1 in 3D, found {plan.slices}")
+    if len(plan.ct_windows) not in (0, plan.channels):
+        raise InputError(f"plan: expected {plan.channels} ct_windows or none, found {len(plan.ct_windows)}")
     total = _total_stride(plan)
     if any(size < 1 or size % step for size, step in zip(plan.patch_size, total, strict=True)):
         raise InputError(f"plan: patch_size {plan.patch_size} is not a multiple of the total stride {total}")
@@ -204,8 +217,10 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, config: Config) -> Pla
     axes = [axis for axis in range(3) if axis != slice_axis]
     network_mm = [spacing[axis] for axis in axes]
     extent = [fingerprint.shape[axis] * fingerprint.spacing_mm[axis] / spacing[axis] for axis in axes]
-    aim = list(model.patch_size) if model.patch_size else plan_patch(
-        network_mm, extent, voxels=PATCH_VOXELS[model.dimensions]
+    aim = (
+        list(model.patch_size)
+        if model.patch_size
+        else plan_patch(network_mm, extent, voxels=PATCH_VOXELS[model.dimensions])
     )
     strides = model.strides or plan_strides(network_mm, aim, len(model.filters))
     total = np.prod(np.asarray(strides), axis=0)
@@ -226,7 +241,16 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, config: Config) -> Pla
         softmax=config.loss.softmax,
         distance_head="predicted_distance" in config.loss.maps,
         slices=model.slices,
+        ct_windows=_ct_windows(dataset, fingerprint) if config.data.normalization == "percentile" else (),
     )
+
+
+def _ct_windows(dataset: Dataset, fingerprint: Fingerprint) -> tuple[tuple[float, float, float, float] | None, ...]:
+    windows = tuple(
+        channel.window if channel.is_ct(name) else None
+        for name, channel in zip(dataset.channel_names, fingerprint.intensities, strict=True)
+    )
+    return windows if any(windows) else ()
 
 
 def _fit_strides(aim: Sequence[int], total: np.ndarray, *, given: bool) -> list[int]:

@@ -78,7 +78,9 @@ def to_network(scan: Scan, plan: Plan) -> tuple[np.ndarray, np.ndarray | None, P
     for channel in range(plan.channels):  # one at a time: a spline needs several copies of what it works on
         own = image[..., channel]
         inside = resample_nearest(inside_mask(own), shape)
-        normalise(resample(own, shape, orders), inside, plan.normalization, out=result[..., channel])
+        window = plan.ct_windows[channel] if plan.ct_windows else None
+        how, out = plan.normalization, result[..., channel]
+        normalise(resample(own, shape, orders), inside, how, out=out, window=window)
     label = None if scan.label is None else label_to_network(scan.label, placement)
     return result, label, placement
 
@@ -231,6 +233,7 @@ def _key(case: Case, plan: Plan) -> str:
         "volumes": case.image_volumes,
         "spacing_mm": plan.spacing_mm,
         "normalization": plan.normalization,
+        "ct_windows": plan.ct_windows,
         "values": list(plan.label_values.values()),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

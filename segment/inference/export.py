@@ -35,8 +35,8 @@ INPUTS = {
     "through zeros (6 neighbours) with the border of the box around the non-zero voxels of the scan",
     "scale": "float32 [channels, 4], for each channel low, high, centre, unit of the whole scan's subject: "
     "(clip(image, low, high) - centre) / unit. zscore: no clipping, mean, standard deviation; percentile: both after "
-    "clipping at the 0.5th and 99.5th percentile; tissue: segment.data.normalization.tissue_scale. A constant channel: "
-    "low, high and centre its value, unit 1",
+    "clipping at the 0.5th and 99.5th percentile, where plan.ct_windows has the channel these four numbers instead; "
+    "tissue: segment.data.normalization.tissue_scale. A constant channel: low, high and centre its value, unit 1",
 }
 OUTPUTS = {
     "logits": "float32 [batch, *patch, outputs]; probabilities are the sigmoid, with plan.softmax the softmax over the "

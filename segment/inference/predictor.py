@@ -35,9 +35,9 @@ class Member:
     model_sha256: str
 
     @property
-    def grid(self) -> tuple[tuple[float, float, float], str]:
+    def grid(self) -> tuple[object, ...]:
         """What the way to the network's grid depends on; members that agree in it share the work."""
-        return self.plan.spacing_mm, self.plan.normalization
+        return self.plan.spacing_mm, self.plan.normalization, self.plan.ct_windows
 
     @property
     def windows(self) -> tuple[object, ...]:

@@ -62,6 +62,16 @@ def choose_gpus(indices: Sequence[int] | None) -> None:
             raise InputError(f"train.gpus: cannot be changed within one process ({cause})") from cause
 
 
+def compile_repeatably() -> None:
+    """Makes TensorFlow compile a function to the same graph in every process; comes before the first one.
+
+    Its arithmetic optimizer regroups sums in an order that depends on addresses in memory, which differ from process to
+    process (seen in TensorFlow 2.21 on a busy machine): a run that goes on would differ in the last bits from one that
+    was never interrupted, and so would the workers of a run from each other.
+    """
+    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
+
+
 def make_strategy(name: str, *, all_reduce: str, cluster: Cluster | None) -> tf.distribute.Strategy:
     """The strategy for `train.strategy` and `train.all_reduce`, over the visible GPUs.
 
@@ -156,6 +166,13 @@ def lost_worker_explained(*, alone: bool) -> Iterator[None]:
 def several_processes(strategy: tf.distribute.Strategy) -> bool:
     """Whether the strategy spans several processes."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def strategy_name(strategy: tf.distribute.Strategy) -> str:
+    """What `train.strategy: auto` came to: single, mirrored or multi_worker."""
+    if several_processes(strategy):
+        return "multi_worker"
+    return "mirrored" if isinstance(strategy, tf.distribute.MirroredStrategy) else "single"
 
 
 def distributed_batches(

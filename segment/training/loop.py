@@ -195,13 +195,13 @@ class Loop:
         bar.advance(0, self._note(row))
 
     def _note(self, row: dict[str, float]) -> str:
-        """What stands behind the progress bar."""
+        """What stands behind the progress bar; a narrow terminal cuts its end off."""
         recall = self.progress.recall
         parts = [
             f"loss {row['loss']:.4f}",
             *([f"recall {recall:.3f}"] if recall is not None else []),
-            *([f"scale {row['loss_scale']:g}"] if self._parts.step.loss_scale.scaling else []),
             f"{row['patches_per_second']:.1f} patches/s",
+            *([f"scale {row['loss_scale']:g}"] if self._parts.step.loss_scale.scaling else []),
         ]
         return "  ".join(parts)
 
@@ -237,16 +237,16 @@ class Loop:
     def _say(self, figures: dict[str, float], best: bool, decision: str | None) -> None:
         """One line for the terminal or the log file of a scheduler."""
         train, progress = self._config.train, self.progress
-        shown = {
-            "lesion F1": "lesion_f1",
-            "small-lesion recall": "small_lesion_recall",
-            f"at {train.selection_fp_per_scan:g} FP/scan": "small_lesion_recall_at_fp",
-            "false positives/scan": "fp_per_scan",
-            "Dice": "dice",
-        }
-        text = f"step {progress.step}/{self._parts.steps}: loss {in_words(progress.loss)}"
-        text += "".join(f", {name} {in_words(figures[key])}" for name, key in shown.items())
-        lines = [text + (", best so far" if best else "") + ("" if decision is None else f"; {decision}")]
+        at_budget = f"{in_words(figures['small_lesion_recall_at_fp'])} at {train.selection_fp_per_scan:g} FP/scan"
+        parts = [
+            f"step {progress.step}/{self._parts.steps}: loss {in_words(progress.loss)}",
+            f"lesion F1 {in_words(figures['lesion_f1'])}",
+            f"small-lesion recall {in_words(figures['small_lesion_recall'])} ({at_budget})",
+            f"false positives/scan {in_words(figures['fp_per_scan'])}",
+            f"Dice {in_words(figures['dice'])}",
+            *(["best so far"] if best else []),
+        ]
+        lines = [", ".join(parts) + ("" if decision is None else f"; {decision}")]
         instead = selection_instead(figures, train)
         if instead is not None and not self._told:
             lines.append(instead)

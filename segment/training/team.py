@@ -84,8 +84,9 @@ class Team:
         except Interrupted as interrupted:
             self._farewell({"stop": interrupted.code})
             raise
-        self._send({"value": jsonable(value)})
-        return value
+        message = json.dumps({"value": jsonable(value)})
+        self._send(json.loads(message))
+        return json.loads(message)["value"]  # as the others see it: NaN, for example, is None
 
     def close(self) -> None:
         """Ends the connections; the others find this process gone."""

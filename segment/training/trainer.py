@@ -28,7 +28,14 @@ from segment.model import build_unet
 from segment.progress import CONSOLE
 from segment.training.addons import AddonsOptimizer, SwaModel, require_addons, uses_addons
 from segment.training.cluster import Cluster, find_cluster
-from segment.training.distribution import check_batch_size, choose_gpus, lost_worker_explained, make_strategy
+from segment.training.distribution import (
+    check_batch_size,
+    choose_gpus,
+    compile_repeatably,
+    lost_worker_explained,
+    make_strategy,
+    strategy_name,
+)
 from segment.training.durations import training_steps
 from segment.training.ema import WeightAverage
 from segment.training.interruption import Interrupted, stop_on_signals
@@ -88,6 +95,7 @@ def train(config: Config, *, resume: bool, force: bool) -> TrainResult:
     """
     require_addons(config.train.optimizer)
     choose_gpus(config.train.gpus)
+    compile_repeatably()
     cluster = find_cluster(os.environ) if config.train.strategy == "multi_worker" else None
     team = Team() if cluster is None else meet(cluster, purpose=_purpose(config, resume=resume, force=force))
     with closing(team), lost_worker_explained(alone=team.alone):
@@ -217,7 +225,7 @@ def _manifest(
         "commit": commit(),
         "hardware": hardware(),
         "precision": precision,
-        "strategy": type(strategy).__name__,
+        "strategy": strategy_name(strategy),
         "replicas": strategy.num_replicas_in_sync,
         "seed": config.seed,
         "data": data.hashes,

@@ -1,4 +1,4 @@
-"""Whole trainings in processes of their own, as a user starts them: run by test_workers.py and test_kills.py.
+"""Whole trainings in processes of their own, as a user starts them: run by test_workers.py and test_exact_resume.py.
 
 TensorFlow is imported once and a process is forked for every training, before anything of it runs: starting one costs
 milliseconds instead of seconds. `python forked_runs.py SCENARIO FOLDER` plays one of the scenarios at the end of this
@@ -7,14 +7,18 @@ file on the dataset in FOLDER/data, prints a line of JSON for each run of it, an
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import resource
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,12 +45,15 @@ class Run:
         cpus: Logical CPU devices.
         environment: Variables that are added.
         signals: (step, signal) that it sends to itself in that step of its own, counted from 1.
+        full_disk: (step, file) that it fills the disk with in that step; where that is a large one, no file may grow
+            any more instead, which fails in the same place.
     """
 
     arguments: Sequence[str]
     cpus: int = 1
     environment: dict[str, str] | None = None
     signals: tuple[int, int] | None = None
+    full_disk: tuple[int, Path] | None = None
 
 
 def start(run: Run, output: Path) -> int:
@@ -62,20 +69,33 @@ def start(run: Run, output: Path) -> int:
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * run.cpus)
     tf.config.threading.set_intra_op_parallelism_threads(1)
     if run.signals is not None:
-        _signal_in_step(*run.signals)
+        step, number = run.signals
+        _in_step(step, lambda: os.kill(os.getpid(), number))
+    if run.full_disk is not None:
+        step, path = run.full_disk
+        _in_step(step, lambda: _fill_disk(path))
     sys.exit(cli.main(["train", *run.arguments]))
 
 
-def _signal_in_step(step: int, number: int) -> None:
+def _in_step(step: int, action: Callable[[], None]) -> None:
     original, calls = TrainStep.__call__, [0]
 
     def call(self: TrainStep, *arguments: Any, **options: Any) -> Any:
         calls[0] += 1
         if calls[0] == step:
-            os.kill(os.getpid(), number)
+            action()
         return original(self, *arguments, **options)
 
     TrainStep.__call__ = call  # type: ignore[method-assign]
+
+
+def _fill_disk(path: Path) -> None:
+    if not os.path.ismount(path.parent):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+        return
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
 
 
 def wait(process: int, seconds: float = SECONDS) -> int:
@@ -115,7 +135,7 @@ def options(folder: Path, run_dir: str, *, steps: int, **train: Any) -> list[str
     """The arguments of a training on FOLDER/data with a network of two levels on patches of 16 x 16."""
     settings = {"steps": steps, "batch_size": 4, "precision": "float32", "log_every": 5, "validate_every": 20}
     settings |= {"ema_decay": 0.9, "optimizer": {"learning_rate": 0.01}, **train}
-    path = folder / f"{run_dir}.yaml"
+    path = folder / f"{Path(run_dir).name}.yaml"
     sections = {
         "data": {"root": str(folder / "data"), "validation_cases": ["case2"], "workers": 1},
         "model": {"dimensions": 2, "filters": [4, 8], "patch_size": [16, 16]},
@@ -163,7 +183,7 @@ def play_workers(folder: Path) -> None:
     together("resumed", tf_config_workers(two), folder)
 
 
-def play_kills(folder: Path) -> None:
+def play_resume(folder: Path) -> None:
     """60 steps in one go, and 60 steps with kill -9 at ten random moments, each followed by --resume."""
     together("straight", [Run(options(folder, "straight", steps=60))], folder)
     killed = [*options(folder, "killed", steps=60, checkpoint_minutes=1e-6), "--resume"]
@@ -177,6 +197,26 @@ def play_kills(folder: Path) -> None:
         moments.append(_newest(folder / "killed" / "checkpoints"))
     print(json.dumps({"name": "kills", "moments": moments}), flush=True)
     together("resumed", [Run(killed)], folder)
+    play_full_disk(folder)
+
+
+def play_full_disk(folder: Path) -> None:
+    """60 steps on a disk of its own that is full in step 31, and the rest when there is room again."""
+    disk, parent = folder / "disk", os.getpid()
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(disk)]
+    mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0  # needs the right to do so
+    try:
+        arguments = options(folder, "disk/run", steps=60, checkpoint_minutes=1e-6)
+        together("full", [Run(arguments, full_disk=(31, disk / "filler"))], folder)
+        left = sorted(path.name for path in (disk / "run" / "checkpoints").iterdir())
+        print(json.dumps({"name": "disk", "mounted": mounted, "left": left}), flush=True)
+        (disk / "filler").unlink(missing_ok=True)
+        together("with room", [Run([*arguments, "--resume"])], folder)
+        shutil.copytree(disk / "run", folder / "refilled")
+    finally:
+        if mounted and os.getpid() == parent:  # a training that ends passes here too
+            subprocess.run(["umount", str(disk)], check=False)
 
 
 def _wait_at_random(checkpoints: Path, dice: random.Random) -> None:
@@ -194,4 +234,4 @@ def _newest(checkpoints: Path) -> int:
 
 
 if __name__ == "__main__":
-    {"workers": play_workers, "kills": play_kills}[sys.argv[1]](Path(sys.argv[2]))
+    {"workers": play_workers, "resume": play_resume}[sys.argv[1]](Path(sys.argv[2]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +14,9 @@ from data_helpers import make_test_plan
 from segment.config import Config, config_from, save_config
 from segment.data.planning import Plan
 from segment.files import write_json
+from segment.inference.point_in_use import PointInUse
 from segment.inference.predictor import Member, Predictor
+from segment.inference.stages import Job
 from segment.model import build_unet
 
 LESION, TISSUE = 10.0, 1.0
@@ -65,3 +68,11 @@ def write_scan(folder: Path, case_id: str, affine: np.ndarray, shape: Sequence[i
     write_nifti(folder / "images" / f"{case_id}_0000.nii.gz", image, affine)
     write_nifti(folder / "labels" / f"{case_id}.nii.gz", mask, affine)
     return mask
+
+
+def make_job(output: Path, predictor: Predictor | None = None, labels: Path | None = None, **changes: Any) -> Job:
+    """Predicting into a new folder at threshold 0.5, unless changed."""
+    output.mkdir()
+    point = PointInUse(changes.pop("threshold", 0.5), changes.pop("min_lesion_mm3", 0.0), "test")
+    values: dict[str, Any] = {"probabilities": False, "settings": "0", "resume": False, "shard": None, **changes}
+    return Job(predictor or threshold_predictor(), output, labels, point=point, **values)

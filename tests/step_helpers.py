@@ -11,9 +11,8 @@ import tensorflow as tf
 from segment.config import LossScaleConfig, OptimizerConfig
 from segment.config_loss import LossConfig
 from segment.losses import build_hybrid
-from segment.training.addons import AddonsOptimizer, SwaModel, uses_addons
+from segment.training.addons import AddonsOptimizer, SwaModel, make_any_optimizer
 from segment.training.ema import WeightAverage
-from segment.training.optimizers import Optimizer, make_optimizer
 from segment.training.precision import LossScale
 from segment.training.step import TrainStep, weights_of
 
@@ -54,14 +53,15 @@ def make_step(
             average = WeightAverage(trained, model(), strategy=strategy, decay=ema_decay)
         hybrid = build_hybrid(loss or LossConfig())
         config = optimizer or OptimizerConfig(name="sgd", momentum=0.9)
-        variables, undecayed = weights_of(trained), list(hybrid.trainable_variables)
-        made: Optimizer
-        if uses_addons(config):
-            made = AddonsOptimizer(variables, undecayed, strategy=strategy, config=config, steps=ADDONS_STEPS)
-            if config.average == "swa":
-                average = SwaModel(trained, model(), made, strategy=strategy)
-        else:
-            made = make_optimizer(variables, undecayed, strategy=strategy, config=config)
+        made = make_any_optimizer(
+            weights_of(trained),
+            list(hybrid.trainable_variables),
+            strategy=strategy,
+            config=config,
+            steps=ADDONS_STEPS,
+        )
+        if isinstance(made, AddonsOptimizer) and config.average == "swa":
+            average = SwaModel(trained, model(), made, strategy=strategy)
         return TrainStep(
             strategy=strategy,
             model=trained,

@@ -37,6 +37,11 @@ def gradients_at(step: int) -> list[np.ndarray]:
     return [rng.normal(size=array.shape).astype(np.float32) for array in (KERNEL, BIAS)]
 
 
+def each_replica(strategy: tf.distribute.Strategy, array: np.ndarray) -> Any:
+    """A value of its own for every replica, as what comes out of a step; all are equal."""
+    return strategy.experimental_distribute_values_from_function(lambda context: tf.constant(array))
+
+
 def adapted(config: OptimizerConfig, strategy: tf.distribute.Strategy, *, steps: int) -> list[np.ndarray]:
     """Kernel and bias after so many of RATES, each update within a condition as in the training step."""
     with strategy.scope():
@@ -44,7 +49,7 @@ def adapted(config: OptimizerConfig, strategy: tf.distribute.Strategy, *, steps:
         optimizer = AddonsOptimizer(variables, [], strategy=strategy, config=config, steps=ADDONS_STEPS)
 
     @tf.function(autograph=False)
-    def update(gradients: list[tf.Tensor], rate: tf.Tensor, good: tf.Tensor) -> None:
+    def update(gradients: list[Any], rate: tf.Tensor, good: tf.Tensor) -> None:
         def apply() -> tf.Tensor:
             optimizer.apply(gradients, rate)
             return tf.constant(True)
@@ -52,7 +57,7 @@ def adapted(config: OptimizerConfig, strategy: tf.distribute.Strategy, *, steps:
         tf.cond(good, apply, lambda: tf.constant(False))
 
     for step in range(steps):
-        gradients = [tf.constant(gradient) for gradient in gradients_at(step)]
+        gradients = [each_replica(strategy, gradient) for gradient in gradients_at(step)]
         update(gradients, tf.constant(1e6), tf.constant(False))  # no update
         update(gradients, tf.constant(RATES[step]), tf.constant(True))
     return [variable.numpy() for variable in variables]

@@ -5,11 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import threading
-import weakref
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +15,7 @@ from data_helpers import make_test_plan
 from inference_helpers import (
     bright_is_lesion,
     lesion_image,
+    make_job,
     make_member,
     quick_config,
     threshold_predictor,
@@ -27,12 +24,9 @@ from inference_helpers import (
 )
 
 from segment.data.cases import find_inputs
-from segment.data.scan import Scan
 from segment.errors import InputError
 from segment.inference.batch import predict_cases, run_job
-from segment.inference.point_in_use import PointInUse
-from segment.inference.predictor import NetworkScan, Prediction, Predictor
-from segment.inference.stages import Job
+from segment.inference.predictor import Predictor
 
 # Axes permuted, flipped, and turned; spacing near 1 mm so that nothing is resampled where voxels are counted.
 AFFINES = {
@@ -41,13 +35,6 @@ AFFINES = {
     "turned": oblique(12, (1.0, 1.0, 1.0), (5.0, -3.0, 2.0)),
 }
 SHAPE = (9, 11, 16)
-
-
-def make_job(output: Path, predictor: Predictor | None = None, labels: Path | None = None, **changes: Any) -> Job:
-    output.mkdir()
-    point = PointInUse(changes.pop("threshold", 0.5), changes.pop("min_lesion_mm3", 0.0), "test")
-    values: dict[str, Any] = {"probabilities": False, "settings": "0", "resume": False, "shard": None, **changes}
-    return Job(predictor or threshold_predictor(), output, labels, point=point, **values)
 
 
 def mask_of(output: Path, case_id: str) -> np.ndarray:
@@ -193,53 +180,6 @@ class TestReport:
         assert summary["operating_point"]["threshold"] == 0.4
         assert (job.output / "report" / "report.html").is_file()
         assert "3 of 3 scans predicted" in capsys.readouterr().out
-
-
-class OverlapWatch(Predictor):
-    """Waits in each prediction until the next scan is read and the last is being written; counts scans in memory."""
-
-    def __init__(self) -> None:
-        super().__init__([make_member()])
-        self.was_read = [threading.Event() for _ in range(5)]
-        self.is_written = [threading.Event() for _ in range(4)]
-        self.was_read[4].set()
-        self.predicted = self.most = 0
-        self.volumes = [0] * 4  # alive, by case
-
-    def _keep_count(self, case: int, volume: object) -> None:
-        self.volumes[case] += 1
-        self.most = max(self.most, sum(count > 0 for count in self.volumes))
-        weakref.finalize(volume, self._release, case)
-
-    def _release(self, case: int) -> None:
-        self.volumes[case] -= 1
-
-    def prepare(self, scan: Scan) -> list[NetworkScan]:
-        prepared = super().prepare(scan)
-        for volume in (scan, *prepared):
-            self._keep_count(int(scan.case_id), volume)
-        self.was_read[int(scan.case_id)].set()
-        return prepared
-
-    def predict_prepared(self, prepared: Sequence[NetworkScan], **wanted: Any) -> Prediction:
-        assert self.was_read[self.predicted + 1].wait(20)
-        assert self.predicted == 0 or self.is_written[self.predicted - 1].wait(20)
-        result = super().predict_prepared(prepared, **wanted)
-        self._keep_count(self.predicted, result)
-        weakref.finalize(result, self.is_written[self.predicted].set)
-        self.predicted += 1
-        return result
-
-
-class TestOverlap:
-    def test_reading_and_writing_go_on_beside_the_network_with_two_scans_in_memory(self, tmp_path: Path) -> None:
-        for name in range(4):
-            write_scan(tmp_path, str(name), np.eye(4), SHAPE)
-        watch = OverlapWatch()
-        assert run_job(make_job(tmp_path / "out", watch), find_inputs(tmp_path / "images", channels=1)) == 0
-        assert all(event.is_set() for event in watch.is_written)
-        assert watch.most == 2
-        assert watch.volumes == [0] * 4
 
 
 class TestPredictCases:

@@ -6,168 +6,37 @@ import csv
 import gzip
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf  # noqa: F401 - the four logical devices are set up before any test runs
-from builders import AFFINE, tiny_dataset, write_case, write_dataset_json, write_nifti
+from builders import AFFINE, write_case, write_dataset_json, write_nifti
+from cli_helpers import SHAPE, one_line, tiny_config, truncate, two_channels
 
 from segment.cli import main
-from segment.config import Config, save_config
 from segment.data.scan import read_mask
 
 ROOT = Path(__file__).parents[1]
-SHAPE = (20, 18, 16)
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    return tiny_dataset(tmp_path / "data", cases=3, channels=("FLAIR", "T1"), shape=SHAPE)
+    return two_channels(tmp_path / "data", cases=3)
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest network that trains, in float32."""
-    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    values = {
-        "model": {"filters": [4, 8], "patch_size": [16, 16, 8]},
-        "train": {"steps": 2, "validate_every": 2, "log_every": 1, "precision": "float32"},
-    }
-    save_config(Config.model_validate(values), path)
-    return path
+    return tiny_config(tmp_path_factory.mktemp("config"))
 
 
 @pytest.fixture(scope="module")
 def run_dir(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run, made by the command itself."""
     folder = tmp_path_factory.mktemp("trained")
-    root = tiny_dataset(folder / "data", cases=2, channels=("FLAIR", "T1"), shape=SHAPE)
+    root = two_channels(folder / "data", cases=2)
     assert main(["train", str(config), f"data.root={root}", "--run-dir", str(folder / "run")]) == 0
     return folder / "run"
-
-
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The error message, which has to be the only line that begins with `error:` and the last one."""
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("error: ")
-    assert not any(line.startswith("Traceback") for line in lines)
-    return lines[-1]
-
-
-def truncate(path: Path) -> None:
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-
-
-class Faults:
-    """Each spoils the dataset in one way; the name of the case it spoils is `case1`."""
-
-    @staticmethod
-    def missing_file(root: Path) -> None:
-        (root / "labelsTr" / "case1.nii.gz").unlink()
-
-    @staticmethod
-    def truncated(root: Path) -> None:
-        truncate(root / "imagesTr" / "case1_0000.nii.gz")
-
-    @staticmethod
-    def other_grid(root: Path) -> None:
-        write_nifti(root / "labelsTr" / "case1.nii.gz", np.ones(SHAPE, np.uint8), AFFINE @ np.diag([2, 1, 1, 1]))
-
-    @staticmethod
-    def missing_channel(root: Path) -> None:
-        (root / "imagesTr" / "case1_0001.nii.gz").unlink()
-
-    @staticmethod
-    def not_a_number(root: Path) -> None:
-        image = np.full(SHAPE, 100.0, np.float32)
-        image[3, 4, 5] = np.nan
-        write_nifti(root / "imagesTr" / "case1_0000.nii.gz", image)
-
-    @staticmethod
-    def undeclared_value(root: Path) -> None:
-        label = np.zeros(SHAPE, np.uint8)
-        label[2:4, 2:4, 2:4] = 7
-        write_nifti(root / "labelsTr" / "case1.nii.gz", label)
-
-    @staticmethod
-    def all_empty(root: Path) -> None:
-        for path in (root / "labelsTr").iterdir():
-            write_nifti(path, np.zeros(SHAPE, np.uint8))
-
-    @staticmethod
-    def no_cases(root: Path) -> None:
-        for folder in ("imagesTr", "labelsTr"):
-            for path in (root / folder).iterdir():
-                path.unlink()
-
-
-class TestTrainRefuses:
-    @pytest.mark.parametrize(
-        ("spoil", "words"),
-        [
-            pytest.param(Faults.missing_file, ("case1", "labelsTr/case1.nii.gz"), id="missing-file"),
-            pytest.param(Faults.truncated, ("case1", "case1_0000.nii.gz", "truncated"), id="truncated"),
-            pytest.param(Faults.other_grid, ("case1", "labelsTr/case1.nii.gz", "grid"), id="other-grid"),
-            pytest.param(Faults.missing_channel, ("case1", "case1_0001.nii.gz"), id="missing-channel"),
-            pytest.param(Faults.not_a_number, ("case1", "case1_0000.nii.gz", "NaN"), id="nan"),
-            pytest.param(
-                Faults.undeclared_value,
-                ("case1", "expected the values 0 (background), 1 (lesion), found 7"),
-                id="undeclared-value",
-            ),
-            pytest.param(Faults.all_empty, ("expected a label with foreground",), id="all-labels-empty"),
-            pytest.param(Faults.no_cases, ("found none",), id="empty-dataset"),
-        ],
-    )
-    def test_bad_data(
-        self,
-        dataset: Path,
-        config: Path,
-        tmp_path: Path,
-        capsys: pytest.CaptureFixture[str],
-        spoil: Callable[[Path], None],
-        words: tuple[str, ...],
-    ) -> None:
-        spoil(dataset)
-        assert main(["train", str(config), f"data.root={dataset}", "--run-dir", str(tmp_path / "run")]) == 2
-        message = one_line(capsys)
-        assert [word for word in words if word not in message] == [], message
-        assert not (tmp_path / "run").exists()
-
-    def test_an_unknown_key(self, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["train", str(config), "train.stps=5"]) == 2
-        assert "unknown key 'train.stps'; did you mean 'steps'?" in one_line(capsys)
-
-    def test_a_dataset_that_is_not_there(
-        self, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert main(["train", str(config), f"data.root={tmp_path / 'none'}", "--run-dir", str(tmp_path / "run")]) == 2
-        assert str(tmp_path / "none") in one_line(capsys)
-
-    def test_a_run_folder_that_exists(self, run_dir: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        before = sorted(run_dir.rglob("*"))
-        assert main(["train", str(config), "--run-dir", str(run_dir)]) == 2
-        assert "already holds files; pass --resume to go on or --force" in one_line(capsys)
-        assert sorted(run_dir.rglob("*")) == before
-
-    def test_a_run_folder_that_cannot_be_made(
-        self, dataset: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        (tmp_path / "file").touch()
-        run = tmp_path / "file" / "run"
-        assert main(["train", str(config), f"data.root={dataset}", "--run-dir", str(run)]) == 2
-        assert f"cannot write to output folder {run}" in one_line(capsys)
-
-    def test_skip_invalid_trains_on_the_rest_and_says_what_it_left_out(
-        self, dataset: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        truncate(dataset / "imagesTr" / "case1_0000.nii.gz")
-        arguments = ["train", str(config), f"data.root={dataset}", "data.skip_invalid=true"]
-        assert main([*arguments, "--run-dir", str(tmp_path / "run")]) == 0
-        assert "case1_0000.nii.gz" in capsys.readouterr().err
 
 
 class TestNextCommand:
@@ -185,7 +54,7 @@ class TestNextCommand:
 
 class TestInfer:
     def test_bad_scans_are_rows_and_the_others_are_written(self, run_dir: Path, tmp_path: Path) -> None:
-        scans = tiny_dataset(tmp_path / "scans", cases=4, channels=("FLAIR", "T1"), shape=SHAPE) / "imagesTr"
+        scans = two_channels(tmp_path / "scans", cases=4) / "imagesTr"
         truncate(scans / "case1_0000.nii.gz")
         nan = np.full(SHAPE, np.nan, np.float32)
         write_nifti(scans / "case2_0001.nii.gz", nan)

@@ -38,7 +38,8 @@ def machine() -> str:
     """Processor, cores that this process may use, system and Python, in one line."""
     names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{names[0] if names else platform.processor()}, {cores} cores, {platform.system()}, Python {platform.python_version()}"
+    name = names[0] if names else platform.processor()
+    return f"{name}, {cores} cores, {platform.system()}, Python {platform.python_version()}"
 
 
 def _cpuinfo() -> list[str]:

@@ -294,7 +294,6 @@ def _grid_of(header: nib.Nifti1Header, shape: tuple[int, ...], path: Path) -> Gr
         # Relative to its sides: a voxel of less than a millionth of its box is flat, whatever its size.
         solid = possible and abs(np.linalg.det(affine[:3, :3])) > 1e-6 * sides.prod()
     if not solid:
-        raise ScanError(
-            "affine", f"{path}: expected an invertible affine, found {affine[:3].tolist()}; repair the header"
-        )
+        found = affine[:3].tolist()
+        raise ScanError("affine", f"{path}: expected an invertible affine, found {found}; repair the header")
     return Grid((x, y, z), affine)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
@@ -49,24 +52,24 @@ class Wanted:
 
 
 class MemoryLimit:
-    """The limit of `inference.max_memory_gb`, and what scans take of it. Without a limit everything fits."""
+    """The limit of `inference.max_memory_gb`, and what scans take of it. Without a limit everything fits.
+
+    Attributes:
+        limit: Bytes, or None.
+        base: Bytes that this process takes with its networks running on windows, before any scan.
+    """
 
     def __init__(self, members: Sequence[Member], limit_gb: float | None) -> None:
         self.limit = None if limit_gb is None else int(limit_gb * GIB)
         self._members = members
-        self._base = 0
-        if self.limit is not None:
-            for member in members:  # the network's own memory is there from its first call on
-                windows = np.zeros((member.window_batch, *input_shape(member.plan)), np.float32)
-                member.forward(windows)
-            self._base = resident_bytes() + MARGIN
+        self.base = 0 if self.limit is None else MARGIN + _networks_bytes(members)
 
     def require(self, case: Case, wanted: Wanted) -> None:
         """Raises ScanError (kind `memory`) when a scan cannot be predicted within the limit; reads its header only."""
         if self.limit is None:
             return
         grid = read_grid(case.image_paths[0])
-        needed = self._base + self.bytes_for(grid, wanted, slabs=LEAST_SLABS)
+        needed = self.base + self.bytes_for(grid, wanted, slabs=LEAST_SLABS)
         if needed > self.limit:
             raise ScanError(
                 "memory",
@@ -82,11 +85,11 @@ class MemoryLimit:
             grids = [read_grid(case.image_paths[0]) for case in cases]
         except ScanError:
             return False
-        return self._base + sum(self.bytes_for(grid, wanted, slabs=MOST_SLABS) for grid in grids) <= self.limit
+        return self.base + sum(self.bytes_for(grid, wanted, slabs=MOST_SLABS) for grid in grids) <= self.limit
 
     def allows_ahead(self, grid: Grid, wanted: Wanted) -> bool:
         """Whether the next slab may be computed while the last is still being brought back."""
-        return self.limit is None or self._base + self.bytes_for(grid, wanted, slabs=MOST_SLABS) <= self.limit
+        return self.limit is None or self.base + self.bytes_for(grid, wanted, slabs=MOST_SLABS) <= self.limit
 
     def bytes_for(self, grid: Grid, wanted: Wanted, *, slabs: int) -> int:
         """Bytes beside the loaded networks at the busiest moment between reading a scan and having written its mask.
@@ -132,6 +135,39 @@ class MemoryLimit:
             depth = min(patch[axis], shape[axis])
             total += 4 * moments * member.plan.classes * math.prod(shape) // shape[axis] * depth
         return total
+
+
+def _networks_bytes(members: Sequence[Member]) -> int:
+    """What the process takes while the hungriest network runs, after each has run; runs them on empty windows.
+
+    How much of it an allocator gives back between two runs depends on the machine, so the busiest moment is sought.
+    """
+    running = 0
+    for member in members:
+        run = partial(member.forward, np.zeros((member.window_batch, *input_shape(member.plan)), np.float32))
+        run()  # the first call builds the graph
+        peak = _peak_bytes(run)
+        running = max(running, peak - resident_bytes())
+    return resident_bytes() + running
+
+
+def _peak_bytes(call: Callable[[], object]) -> int:
+    """The most memory that the process held during a call, looked at every millisecond."""
+    done = Event()
+
+    def watch() -> int:
+        most = resident_bytes()
+        while not done.wait(0.001):
+            most = max(most, resident_bytes())
+        return most
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        try:
+            call()
+        finally:
+            done.set()
+        return watching.result()
 
 
 def _network_shape(grid: Grid, plan: Plan) -> tuple[int, int, int]:

@@ -19,7 +19,7 @@ import tensorflow as tf
 from segment.config import OptimizerConfig
 from segment.errors import InputError
 from segment.training.distribution import plain_variable
-from segment.training.optimizers import BETA_1, BETA_2, EPSILON, Optimizer
+from segment.training.optimizers import BETA_1, BETA_2, EPSILON, Optimizer, make_optimizer
 
 NAMES = ("radam", "lookahead", "novograd", "lamb", "yogi")
 TENSORFLOW = "2.15."
@@ -118,6 +118,20 @@ class AddonsOptimizer(Optimizer):
         """As for Optimizer."""
         unique = {id(variable): variable for variable in self._keras.weights}
         return super().state() | {f"keras/{index:04d}": variable for index, variable in enumerate(unique.values())}
+
+
+def make_any_optimizer(
+    variables: Sequence[tf.Variable],
+    undecayed: Sequence[tf.Variable],
+    *,
+    strategy: tf.distribute.Strategy,
+    config: OptimizerConfig,
+    steps: int,
+) -> Optimizer:
+    """The optimizer that the configuration asks for, ours or one of tensorflow-addons; arguments as for them."""
+    if uses_addons(config):
+        return AddonsOptimizer(variables, undecayed, strategy=strategy, config=config, steps=steps)
+    return make_optimizer(variables, undecayed, strategy=strategy, config=config)
 
 
 def _named(tfa: Any, config: OptimizerConfig, rate: Any) -> Any:

@@ -8,7 +8,8 @@ import csv
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -96,7 +97,8 @@ class MetricsLog:
         self._run_dir = run_dir
         self._metrics = Table(run_dir / "metrics.csv", step=step)
         self._validations = Table(run_dir / "validation.csv", step=validated)
-        self._events = tf.summary.create_file_writer(str(run_dir / "tensorboard"))
+        with self._explained():
+            self._events = tf.summary.create_file_writer(str(run_dir / "tensorboard"))
 
     def metrics(self, step: int, row: Mapping[str, float]) -> None:
         """Writes one row of training figures; names with a slash group in TensorBoard."""
@@ -112,15 +114,27 @@ class MetricsLog:
         """Keeps the picture of a validation case, uint8 [rows, columns, 3], as a PNG file and for TensorBoard."""
         with atomic_path(slice_path(self._run_dir, step, case_id)) as temporary:
             temporary.write_bytes(encode_png(picture))
-        with self._events.as_default(step=step):
+        with self._explained(), self._events.as_default(step=step):
             tf.summary.image(f"slices/{case_id}", picture[None])
 
     def _scalars(self, step: int, row: Mapping[str, float], *, prefix: str) -> None:
-        with self._events.as_default(step=step):
-            for name, value in row.items():
-                if math.isfinite(value):
-                    tf.summary.scalar(prefix + name, value)
-        self._events.flush()
+        with self._explained():
+            with self._events.as_default(step=step):
+                for name, value in row.items():
+                    if math.isfinite(value):
+                        tf.summary.scalar(prefix + name, value)
+            self._events.flush()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns TensorFlow's error about a file that cannot be written into a line of ours."""
+        try:
+            yield
+        except tf.errors.OpError as cause:
+            reason = str(cause.message).splitlines()[0].split("; ")[-1]
+            raise InputError(
+                f"cannot write {self._run_dir / 'tensorboard'}: {reason}; free space and --resume"
+            ) from cause
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -128,7 +142,8 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._events.close()
+        with suppress(InputError) if kind is not None else nullcontext(), self._explained():
+            self._events.close()
 
 
 class StepMeans:

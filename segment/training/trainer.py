@@ -17,7 +17,7 @@ import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
 
-from segment.config import Config, OptimizerConfig
+from segment.config import Config
 from segment.data.cases import Case
 from segment.data.preprocessing import PreparedCase, prepare_cases
 from segment.files import read_json, sha256_of, write_json
@@ -26,7 +26,7 @@ from segment.inference.operating_point import PointSearch, describe, write_opera
 from segment.losses import build_hybrid
 from segment.model import build_unet
 from segment.progress import CONSOLE
-from segment.training.addons import AddonsOptimizer, SwaModel, require_addons, uses_addons
+from segment.training.addons import AddonsOptimizer, SwaModel, make_any_optimizer, require_addons
 from segment.training.cluster import Cluster, find_cluster
 from segment.training.distribution import (
     check_batch_size,
@@ -41,7 +41,6 @@ from segment.training.ema import WeightAverage
 from segment.training.interruption import Interrupted, stop_on_signals
 from segment.training.loop import Loop, Parts
 from segment.training.manifest import commit, hardware, peak_memory_gib, versions
-from segment.training.optimizers import Optimizer, make_optimizer
 from segment.training.precision import (
     LossScale,
     compute_capabilities,
@@ -178,7 +177,13 @@ def _build(
         averaged = bool(options.ema_decay) or options.optimizer.average != "none"
         judged = build_unet(data.plan, seed=config.seed) if averaged else model
         hybrid = build_hybrid(config.loss)
-        optimizer = _optimizer(weights_of(model), list(hybrid.trainable_variables), strategy, options.optimizer, steps)
+        optimizer = make_any_optimizer(
+            weights_of(model),
+            list(hybrid.trainable_variables),
+            strategy=strategy,
+            config=options.optimizer,
+            steps=steps,
+        )
         loss_scale = LossScale(options.loss_scale, scaling=precision == "mixed_float16")
     average: WeightAverage | SwaModel | None = None
     if options.ema_decay:
@@ -197,18 +202,6 @@ def _build(
         average=average,
     )
     return Parts(strategy, model, judged, hybrid, step, steps, data.plan, train_cases, validation)
-
-
-def _optimizer(
-    variables: list[tf.Variable],
-    undecayed: list[tf.Variable],
-    strategy: tf.distribute.Strategy,
-    config: OptimizerConfig,
-    steps: int,
-) -> Optimizer:
-    if uses_addons(config):
-        return AddonsOptimizer(variables, undecayed, strategy=strategy, config=config, steps=steps)
-    return make_optimizer(variables, undecayed, strategy=strategy, config=config)
 
 
 def _manifest(

@@ -33,6 +33,11 @@ class DataConfig(Section):
         default=None, description="divide the patients into this many folds instead of drawing a share"
     )
     fold: NonNegativeInt = Field(default=0, description="which of the folds is the validation side, from 0")
+    validation_half: Literal["left", "right"] | None = Field(
+        default=None,
+        description="with few patients: this half of every one is validated on and the other trained on, instead of "
+        "holding patients out",
+    )
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(
         default=None, description="voxel spacing of the network grid; null takes the median of the dataset"
     )
@@ -55,6 +60,10 @@ class DataConfig(Section):
             raise ValueError(f"fold: expected 0 to {self.folds - 1} for {self.folds} folds, found {self.fold}")
         elif self.validation_cases is not None:
             raise ValueError("folds: expected validation_cases to be null beside it; give one of them")
+        if self.validation_half is not None and (self.validation_cases is not None or self.folds is not None):
+            raise ValueError(
+                "validation_half: expected validation_cases and folds to be null beside it; give one of them"
+            )
         return self
 
 

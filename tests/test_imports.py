@@ -30,7 +30,7 @@ LAYERS = (
 )
 DATA_ORDER = (
     ("nifti", "orientation", "mapped", "components", "grid"),
-    ("lesion_maps",),
+    ("lesion_maps", "case"),
     ("scan",),
     ("folder_names", "manifest", "dataset_json"),
     ("msd", "bids"),

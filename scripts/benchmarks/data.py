@@ -28,6 +28,7 @@ from segment.files import write_json
 from segment.training.precision import compute_capabilities, read_cpu_flags, resolve_precision
 
 PATCH, BATCH = 64, 2
+FED_STEPS = 20  # long beside the two batches that the pipeline holds ready
 FILTERS = [16, 32, 64, 128]  # of the training step that the share of time refers to
 SAME_AS_PEER = ("affine_share", "noise_share", "gamma_share")
 ONLY_2D = ("elastic_share", "dropout_share")
@@ -99,6 +100,7 @@ def _rounds(
         begun = time.process_time()
         figures["step"] = median(seconds_of(step, repeats=3))
         figures["step cpu"] = (time.process_time() - begun) / 5  # two of the five calls warm up
+        figures |= _fed(step, prepared, plan)
         rounds.append(figures)
     return rounds, versions
 
@@ -153,6 +155,21 @@ def _pipeline(prepared: list[PreparedCase], plan: Plan, patches: int) -> dict[st
     }
 
 
+def _fed(step: Callable[..., Any], prepared: list[PreparedCase], plan: Plan) -> dict[str, float]:
+    """Wall seconds of a step on batches of the pipeline, and of one on a batch in memory just before."""
+    config = _config(**{name: getattr(AugmentationConfig(), name) for name in SHARES})
+    batches = iter(patch_dataset(prepared, plan, config, first_step=0, steps=FED_STEPS + 2))
+    batch = next(batches)
+    step(batch)
+    begun = time.perf_counter()
+    for _ in range(FED_STEPS):
+        step(batch)
+    fixed = time.perf_counter()
+    for _ in range(FED_STEPS):
+        step(next(batches))
+    return {"step on one batch": (fixed - begun) / FED_STEPS, "fed step": (time.perf_counter() - fixed) / FED_STEPS}
+
+
 def _print(result: dict[str, Any]) -> None:
     seconds = result["seconds"]
     print(f"{result['machine']}; {result['versions']}; patches of {result['patch']}\n")
@@ -171,6 +188,8 @@ def _print(result: dict[str, Any]) -> None:
     print(f"\npipeline, 2 threads, default shares: {1 / whole[0]:.0f} patches/s, {1e3 * whole[1]:.1f} CPU ms a patch")
     share = BATCH * seconds["pipeline cpu"] / seconds["step cpu"]
     print(f"training step, batch {BATCH}: {seconds['step']:.3f} s; its data: {share:.1%} of its CPU seconds")
+    cost = median([found["fed step"] / found["step on one batch"] for found in result["all_seconds"]]) - 1
+    print(f"a step on real data, beside one on a batch in memory: {cost:+.1%} wall time")
     if "peer" in seconds:
         print(f"MONAI, affine, flip, noise, contrast on every patch: {1e3 * seconds['peer']:.1f} CPU ms a patch")
         for name in ("same as peer", "all"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from segment.data.planning import Plan
 from segment.files import write_json
 from segment.losses import build_hybrid
 from segment.model import build_unet, run_network
+from segment.training.distribution import compile_repeatably
 from segment.training.optimizers import make_optimizer
 from segment.training.precision import (
     LossScale,
@@ -74,8 +75,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def ours(options: argparse.Namespace, precision: str) -> tuple[Callable[[], Any], Callable[[], Any], float]:
-    """The compiled step and forward pass on a fixed batch, and the floating-point operations of one patch forward."""
+def ours(options: argparse.Namespace, precision: str) -> tuple[Callable[..., Any], Callable[[], Any], float]:
+    """The compiled step and forward pass on a fixed batch, and the floating-point operations of one patch forward.
+
+    The step takes another batch too.
+    """
+    compile_repeatably()  # as a training does
     plan = _plan(options)
     config = Config()
     strategy = tf.distribute.get_strategy()
@@ -105,8 +110,12 @@ def ours(options: argparse.Namespace, precision: str) -> tuple[Callable[[], Any]
         "case": tf.zeros(options.batch, tf.int32),
     }
     compiled = tf.function(lambda images: run_network(model, images, training=False)[0])
+
+    def train(given: Mapping[str, tf.Tensor] = batch) -> Any:
+        return step(given, learning_rate=1e-3, share_done=0.5)["loss"].numpy()
+
     return (
-        lambda: step(batch, learning_rate=1e-3, share_done=0.5)["loss"].numpy(),
+        train,
         lambda: compiled(batch["image"]).numpy(),
         flops_of(model),
     )

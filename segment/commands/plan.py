@@ -137,17 +137,9 @@ def _gpu_gb() -> float:
 
 def _require_split(dataset: Dataset, base: Any) -> None:
     """Raises InputError where training could not divide the patients: the configuration has to train as it is."""
-    from segment.data.splits import split_cases
+    from segment.data.splits import split_dataset
 
-    data = base.data
-    split_cases(
-        dataset,
-        validation_cases=data.validation_cases,
-        validation_share=data.validation_share,
-        seed=base.seed,
-        folds=data.folds,
-        fold=data.fold,
-    )
+    split_dataset(dataset, base.data, seed=base.seed, loads=None)
 
 
 def _given(base: Any, root: Path, layout: str) -> dict[str, dict[str, Any]]:

@@ -231,6 +231,7 @@ def _key(case: Case, plan: Plan) -> str:
         "format": FORMAT,
         "files": files,
         "volumes": case.image_volumes,
+        "half": case.half,
         "spacing_mm": plan.spacing_mm,
         "normalization": plan.normalization,
         "ct_windows": plan.ct_windows,

@@ -12,33 +12,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from segment.data.case import Case as Case
 from segment.data.grid import Grid as Grid
 from segment.data.nifti import ScanError, read_header, read_nifti, read_shape, write_nifti
 from segment.data.orientation import from_canonical as from_canonical
+from segment.data.orientation import keep_half
 from segment.data.orientation import to_canonical as to_canonical
 
 SPACING_RANGE_MM = (1e-6, 1e6)  # a nanometre to a kilometre: outside it, the bytes are no voxel size
 LABEL_TOLERANCE = 1e-3  # a label stored through slope and intercept may miss its integer by rounding
-
-
-@dataclass(frozen=True)
-class Case:
-    """The files of one scan; nothing says that they are there or can be read.
-
-    Attributes:
-        case_id: Unique in its dataset, and a file name without ending.
-        patient_id: Cases of one patient never fall on both sides of a split.
-        image_paths: One a channel, in the order of the dataset's channels.
-        label_path: None where there is no label.
-        image_volumes: For channels that are volumes of 4D files: which volume of its file each one is, from 0; a file
-            that several channels name must hold these and no others. Empty: every file is one 3D channel.
-    """
-
-    case_id: str
-    patient_id: str
-    image_paths: tuple[Path, ...]
-    label_path: Path | None
-    image_volumes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +144,8 @@ def _read_scan(case: Case, with_label: bool) -> Scan:
             raise ScanError("missing", "expected a label, found none; name one or leave the case out")
         label, found = read_mask(case.label_path)
         require_same_grid(grid, case.image_paths[0], found, case.label_path)
+    if case.half is not None:
+        keep_half(image, label, grid.affine, case.half)
     return Scan(case.case_id, image, label, grid, header)
 
 

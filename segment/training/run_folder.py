@@ -14,7 +14,7 @@ from segment.data.cases import Case, Dataset, find_dataset
 from segment.data.checks import Finding, check_dataset
 from segment.data.fingerprint import fingerprint
 from segment.data.planning import Plan, make_plan
-from segment.data.splits import Split, split_cases
+from segment.data.splits import Split, split_dataset, split_halves
 from segment.errors import InputError
 from segment.files import MARKER, claim_folder, read_json, write_json
 from segment.progress import CONSOLE
@@ -119,15 +119,7 @@ def _new_data(config: Config) -> tuple[RunData, Split]:
     if audit.invalid:
         left_out = f"data.skip_invalid: left out {len(audit.invalid)} of {cases} cases: "
         CONSOLE.print(left_out + ", ".join(sorted(audit.invalid)), markup=False, soft_wrap=True)
-    split = split_cases(
-        dataset,
-        validation_cases=options.validation_cases,
-        validation_share=options.validation_share,
-        seed=config.seed,
-        folds=options.folds,
-        fold=options.fold,
-        loads=audit.loads,
-    )
+    dataset, split = split_dataset(dataset, options, seed=config.seed, loads=audit.loads)
     train, validation = _cases(dataset, split.train), _cases(dataset, split.validation)
     sidecars = read_sidecars(dataset.root, [*train, *validation]) if dataset.layout == "bids" else {}
     # The plan looks at the training side only: validation cases stand for scans that nobody has seen yet.
@@ -140,6 +132,8 @@ def _saved_data(config: Config) -> RunData:
     folder = config.run_dir
     split: dict[str, Any] = read_json(folder / "split.json")
     dataset = find_dataset(config.data.root, layout=config.data.layout, bids=config.data.bids)
+    if config.data.validation_half is not None:
+        dataset, _ = split_halves(dataset, config.data.validation_half)
     train, validation = _cases(dataset, split["train"]), _cases(dataset, split["validation"])
     saved, hashes = read_json(folder / "data.json"), data_hashes([*train, *validation])
     changed = [path for path in sorted(set(saved) | set(hashes)) if saved.get(path) != hashes.get(path)]

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from segment.config import Config
+from segment.data.grid import Grid
 from segment.data.planning import Plan
 from segment.data.preprocessing import PreparedCase, to_original
 from segment.data.scan import read_mask, read_scan, write_mask
@@ -107,10 +108,13 @@ def evaluate_prepared(
     return results
 
 
-def _read_label(case: PreparedCase) -> tuple[np.ndarray, Any]:
+def _read_label(case: PreparedCase) -> tuple[np.ndarray, Grid]:
     if case.case.label_path is None:
         raise InputError(f"case {case.case.case_id}: expected a label file for validation, found none")
     label, grid = read_mask(case.case.label_path)
+    if case.case.half is not None:  # which half of the label it is, the image decides
+        half = read_scan(case.case, with_label=True).label
+        label = label if half is None else half
     if not grid.matches(case.placement.grid):
         raise InputError(f"case {case.case.case_id}: {case.case.label_path} changed its grid since the run began")
     return label, grid

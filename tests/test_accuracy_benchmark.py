@@ -1,0 +1,139 @@
+"""What `scripts/benchmarks/accuracy.py` makes of its runs, and one whole comparison with a peer that takes no time."""
+
+from __future__ import annotations
+
+import json
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf  # noqa: F401 - the four logical devices are set up before any test runs
+from builders import AFFINE, tiny_dataset
+from cli_helpers import SHAPE, tiny_config
+
+from segment.data.grid import Grid
+from segment.errors import InputError
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+from benchmarks import accuracy  # noqa: E402
+from benchmarks.accuracy_table import accuracy_table, draw_accuracy, rows_of  # noqa: E402
+from benchmarks.scores import Scored, best_within, score_mask, score_thresholds  # noqa: E402
+
+# A peer that marks what is bright in the first channel. It reads nothing else of what it is given.
+RECIPE = """
+import argparse, nibabel, numpy
+from pathlib import Path
+parser = argparse.ArgumentParser()
+for name in ("--data", "--train", "--test", "--net", "--seed", "--minutes", "--output"):
+    parser.add_argument(name)
+options = parser.parse_args()
+scan = nibabel.load(Path(options.data) / "imagesTr" / f"{options.test}_0000.nii.gz")
+image = scan.get_fdata()
+bright = ((image - image.min()) / (image.max() - image.min())).astype(numpy.float32)
+nibabel.save(nibabel.Nifti1Image(bright, scan.affine), Path(options.output) / f"{options.test}.nii.gz")
+"""
+
+
+def scored(*, threshold: float = 0.5, small: int = 1, any_: int = 3, fp: int = 2, dice: float = 0.5) -> Scored:
+    bins = {"<=10": (0, 2), "10-50": (small, 2)}
+    return Scored(threshold, 0.0, (small, 4), (any_, 5), any_, fp, fp, dice, dice / 2, bins)
+
+
+def run(tool: str, *points: Scored, chosen: Scored | None = None) -> dict[str, Any]:
+    values = {"tool": tool, "thresholds": [point.to_json() for point in points]}
+    return json.loads(json.dumps(values if chosen is None else {**values, "chosen": chosen.to_json()}))
+
+
+RUNS = {
+    "segment-a-to-b-seed-0": run("segment", scored(), chosen=scored(threshold=0.7, small=3, any_=4, fp=2)),
+    "fast-a-to-b-seed-0": run("fast", scored(threshold=0.3, small=4, fp=9), scored(fp=3), scored(threshold=0.9)),
+    "slow-a-to-b-seed-0": run("slow", scored(small=0, fp=9)),
+    "fast-b-to-a-seed-0": run("fast", scored()),
+}
+
+
+class TestTable:
+    def test_a_peer_gets_its_best_threshold_within_our_false_positives(self) -> None:
+        best = {row.tool: row.scored for row in rows_of(RUNS) if row.at == "best"}
+        assert best["fast"] == scored(threshold=0.9)  # more are found at 0.3, with 9 false positives
+        assert best["slow"] is None
+        shown = {(row.tool, row.at) for row in rows_of(RUNS)}
+        assert ("segment", "chosen") in shown
+        assert ("segment", "0.5") in shown
+
+    def test_ties_go_to_more_overlap_and_then_to_dice(self) -> None:
+        points = [scored(dice=0.9), scored(any_=4), scored(any_=4, dice=0.6)]
+        assert best_within(points, fp=2) == points[2]
+        assert best_within(points, fp=1) is None
+
+    def test_the_verdict_is_a_ratio_to_the_better_peer(self) -> None:
+        text = accuracy_table(RUNS)
+        assert "small-lesion recall: 3.00 times that of fast, the better peer (bar 1.25, goal 1.5)" in text
+        assert "| a to b seed 0 | segment | chosen: 0.7 |" in text
+        assert "| a to b seed 0 | slow | best: none |" in text
+
+    def test_before_the_first_run(self) -> None:
+        assert accuracy_table({}) == "no run has ended yet"
+
+    def test_the_plot_is_a_picture(self) -> None:
+        root = ElementTree.fromstring(draw_accuracy(RUNS))
+        texts = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+        assert {"segment, chosen", "fast, best", "small-lesion recall", "10-50 mm³"} <= texts
+
+
+class TestScores:
+    def test_by_hand(self) -> None:
+        label, probability = np.zeros((12, 12, 12), np.uint8), np.zeros((12, 12, 12), np.float32)
+        label[1:3, 1:3, 1:3] = label[6:10, 6:10, 6:10] = 1  # 8 and 64 mm3
+        probability[1:3, 1:3, 1:3], probability[6:10, 6:10, 6:10], probability[11, 11, 11] = 0.4, 0.8, 0.6
+        every = {one.threshold: one for one in score_thresholds(label, probability, Grid(label.shape, np.eye(4)))}
+        assert (every[0.1].small, every[0.1].any, every[0.1].found, every[0.1].fp) == ((1, 1), (2, 2), 2, 1)
+        assert (every[0.5].small, every[0.5].any, every[0.5].fp_any) == ((0, 1), (1, 2), 1)
+        assert every[0.7].dice == pytest.approx(2 * 64 / (72 + 64))
+        assert every[0.9].dice == 0.0
+        assert every[0.1].bins["<=10"] == (1, 1)
+        assert Scored.from_json(json.loads(json.dumps(every[0.1].to_json()))) == every[0.1]
+
+    def test_a_mask_as_written(self) -> None:
+        label = np.zeros((8, 8, 8), np.uint8)
+        label[2:4, 2:4, 2:4] = 1
+        one = score_mask(label, label, Grid(label.shape, np.eye(4)), threshold=0.3, least_mm3=2.0)
+        assert (one.threshold, one.least_mm3, one.dice, one.fp) == (0.3, 2.0, 1.0, 0)
+
+
+@pytest.mark.slow
+def test_a_whole_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SEGMENT_PEERS", sys.executable)
+    monkeypatch.setattr(accuracy, "PILOT_STEPS", 3)
+    recipe, data, output = tmp_path / "recipe.py", tmp_path / "data", tmp_path / "out"
+    recipe.write_text(RECIPE)
+    tiny_dataset(data, cases=2, shape=SHAPE, affine=AFFINE)
+    arguments = [
+        "--data",
+        str(data),
+        "--recipe",
+        str(recipe),
+        "--nets",
+        "bright",
+        "--config",
+        str(tiny_config(tmp_path)),
+    ]
+    arguments += ["--seeds", "0", "--minutes", "0.01", "--output", str(output)]
+    assert accuracy.main(arguments) == 0
+    results = json.loads((output / "results.json").read_text())
+    assert {run["tool"] for run in results["runs"].values()} == {"segment", "bright"}
+    assert len(results["runs"]) == 4
+    assert "case1 to case0 seed 0" in (output / "table.md").read_text()
+    ElementTree.parse(output / "accuracy.svg")
+    before = (output / "results.json").read_bytes()
+    monkeypatch.setattr(accuracy.Comparison, "keep", lambda *_: pytest.fail("a finished run was repeated"))
+    assert accuracy.main(arguments) == 0
+    assert (output / "results.json").read_bytes() == before
+    with pytest.raises(InputError, match="expected results of"):
+        accuracy.main([*arguments[:-4], "--minutes", "2", "--output", str(output)])

@@ -124,9 +124,9 @@ class TestLimit:
 
     def test_windows_at_a_time(self) -> None:
         plan = replace(make_test_plan(patch_size=(64, 64, 64)))
-        # 4 bytes x 64^3 x (3 of the input + 5 of the results) = 8 MiB a window; a sixteenth of 1 GiB is 64 MiB.
+        # 4 bytes x 64^3 x (2 channels in and out + 4 of the results) = 6 MiB a window; a sixteenth of 1 GiB is 64 MiB.
         assert windows_within(1.0, plan, 4) == 4
-        assert windows_within(1.0, plan, 100) == 8
+        assert windows_within(1.0, plan, 100) == 10
         assert windows_within(0.01, plan, 4) == 1
         assert windows_within(None, plan, 100) == 100
 

@@ -181,7 +181,7 @@ def windows_within(limit_gb: float | None, plan: Plan, wanted: int) -> int:
     """Windows at a time, at least 1: as wanted, or fewer where a batch would take too large a part of the limit."""
     if limit_gb is None:
         return wanted
-    window = 4 * math.prod(plan.patch_size) * (3 * plan.network_channels + 5 * plan.outputs)
+    window = 4 * math.prod(plan.patch_size) * (2 * plan.network_channels + 4 * plan.outputs)
     return max(1, min(wanted, int(limit_gb * GIB * WINDOWS_SHARE / window)))
 
 

@@ -6,7 +6,7 @@ and are forgotten there as well, unless the probabilities themselves are asked f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,8 +14,11 @@ import numpy as np
 
 from segment.data.geometry import Placement, axis_matrix, resample
 from segment.data.planning import Plan
-from segment.inference.tiles import Forward, blend, predict_windows
-from segment.inference.votes import Voter, window_votes
+from segment.inference.tiles import Forward, Tile, blend, cut_window, predict_windows, window_shape, window_tiles
+from segment.inference.uncertainty import tally
+
+# From float32 [batch, *patch, channels] to float32 probabilities [batch, *patch, classes]; the patch has three axes.
+Voter = Callable[[np.ndarray], np.ndarray]
 
 RESTORED_VALUES = 2**23  # numbers brought to the scan's grid at a time, 32 MiB
 
@@ -100,7 +103,7 @@ def predict_slabs(
     shape[axis] = min(shape[axis], plan.patch_size[axis])
     held = [np.zeros((*shape, plan.classes), np.float32) for _ in range(2 if spread else 1)]
     first = 0
-    for tile, votes in window_votes(voters, image, plan, overlap, window_batch, axis, spread):
+    for tile, votes in _votes(voters, image, plan, overlap, window_batch, axis, spread):
         start = tile[axis].target.start
         if start > first:
             yield _clipped(axis, first, [array[_along(axis, 0, start - first)].copy() for array in held])
@@ -125,6 +128,40 @@ def _advance(array: np.ndarray, axis: int, planes: int) -> None:
 def _clipped(axis: int, first: int, arrays: Sequence[np.ndarray]) -> Slab:
     np.clip(arrays[0], 0.0, 1.0, out=arrays[0])  # weights sum to 1 up to rounding
     return Slab(axis, first, arrays[0], arrays[1] if len(arrays) > 1 else None)
+
+
+def _votes(
+    voters: Sequence[Voter],
+    image: np.ndarray,
+    plan: Plan,
+    overlap: float,
+    window_batch: int,
+    axis: int,
+    spread: bool,
+) -> Iterator[tuple[Tile, list[np.ndarray]]]:
+    """Each window's place with the mean of the votes and, with `spread`, their variance; both [*patch, classes]."""
+    windows = np.zeros((window_batch, *window_shape(plan), image.shape[-1]), np.float32)
+    of_zeros: list[np.ndarray] | None = None
+    group: list[tuple[Tile, int | None]] = []  # places, and where in the batch their windows are: None for only zeros
+    filled = 0
+    tiles = window_tiles(image.shape[:3], plan, overlap=overlap, axis=axis)
+    for number, tile in enumerate(tiles, start=1):
+        cut_window(image, tile, plan, windows[filled])
+        if windows[filled].any():
+            group.append((tile, filled))
+            filled += 1
+        else:
+            group.append((tile, None))
+            if of_zeros is None:
+                of_zeros = [votes[0] for votes in tally(voters, np.zeros_like(windows), spread)]
+        if filled == window_batch or number == len(tiles):
+            found: list[np.ndarray] = []
+            if filled:
+                windows[filled:] = windows[filled - 1]
+                found = tally(voters, windows, spread)
+            for place, index in group:
+                yield place, (of_zeros or []) if index is None else [votes[index] for votes in found]
+            group, filled = [], 0
 
 
 def predict_volume(forward: Forward, image: np.ndarray, plan: Plan, *, overlap: float, window_batch: int) -> np.ndarray:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "segment"
 # Lowest first. A module may import from its own row and from the rows above it; within `data` the order is DATA_ORDER.
 LAYERS = (
     ("errors",),
-    ("files", "progress"),
+    ("files", "progress", "memory_use"),
     ("config_base",),
     ("config_data", "config_inference", "config_loss", "config_model", "config_train"),
     ("config",),

@@ -16,18 +16,19 @@ from inference_helpers import make_member, quick_config, write_run
 
 from segment.data.grid import Grid
 from segment.data.scan import Case, ScanError
-from segment.inference.memory import GIB, MARGIN, MemoryLimit, Wanted, resident_bytes, windows_within
+from segment.inference.memory import GIB, MARGIN, MemoryLimit, Wanted, windows_within
 from segment.inference.predictor import Predictor
+from segment.memory_use import resident_bytes
 
 MASK_ONLY = Wanted(maps=0, written=False, scored=False)
 
 # All that `segment infer` does with one scan, in a process of its own; prints what it took and what was foretold.
 WHOLE_WAY = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from segment.inference.predictor import Predictor
 from segment.data.scan import Case, read_grid, read_scan, write_mask, write_probability
-from segment.inference.memory import resident_bytes
+from segment.memory_use import peak_bytes, resident_bytes
 run, path, out = map(Path, sys.argv[1:])
 predictor = Predictor.load([run], changes={"max_memory_gb": 64, "uncertainty": "deviation", "flips": False})
 case = Case("scan", "scan", (path,), None)
@@ -43,7 +44,7 @@ del prepared
 write_probability(out / "p.nii", found.probabilities, grid, header)
 write_probability(out / "u.nii", found.uncertainty, grid, header)
 write_mask(out / "m.nii", found.mask, grid, header)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = peak_bytes()
 print(json.dumps({"base": base, "foretold": foretold, "peak": peak, "before": before}))
 """
 

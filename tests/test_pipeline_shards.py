@@ -110,13 +110,14 @@ class TestPastedLesions:
 
 class TestMemory:
     CODE = """
-import dataclasses, os, resource, sys
+import dataclasses, os, sys
 from pathlib import Path
 from augmentation_helpers import stored
 from data_helpers import make_test_plan
 import numpy as np
 from segment.config import config_from
 from segment.data.pipeline import patch_dataset
+from segment.memory_use import peak_bytes
 
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
 rng = np.random.default_rng(0)
@@ -134,7 +135,7 @@ config = config_from({"train": {"batch_size": 8}}, source="test")
 seen = set()
 for batch in patch_dataset(cases, make_test_plan(patch_size=(32, 32, 32), channels=2), config, first_step=0, steps=75):
     seen |= set(batch["case"].numpy().tolist())
-print(len(seen), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(len(seen), peak_bytes())
 """
 
     def test_400_cases_take_what_10_take(self, tmp_path: Path) -> None:

@@ -19,18 +19,19 @@ def extra_mib(call: Callable[[], Any]) -> float | None:
         return None
     import resource
 
-    before, peak_before = _kib("VmRSS"), _kib("VmHWM")
+    before, peak_before = kib("VmRSS"), kib("VmHWM")
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak so far
     except OSError:
         # Then a peak of before, of importing for example, hides what stays below it.
         print(f"the peak of {peak_before} KiB of before could not be reset", file=sys.stderr)
     call()
-    peak = _kib("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = kib("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return max(peak - before, 0) / 1024
 
 
-def _kib(name: str) -> int:
+def kib(name: str) -> int:
+    """A figure of /proc/self/status: "VmRSS", what is resident now, or "VmHWM", the most that was."""
     for line in _STATUS.read_text(encoding="ascii").splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1])

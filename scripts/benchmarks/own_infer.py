@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -23,10 +22,10 @@ from segment.data.grid import Grid
 from segment.data.planning import Plan
 from segment.data.preprocessing import Placement
 from segment.files import write_json
-from segment.inference.memory import resident_bytes
 from segment.inference.model_file import compile_forward, window_batch
 from segment.inference.predictor import Member, NetworkScan, Predictor
 from segment.inference.slabs import predict_volume
+from segment.memory_use import peak_bytes, resident_bytes
 from segment.model import build_unet
 from segment.model.hardware import compute_capabilities, read_cpu_flags, resolve_precision
 from segment.training.precision import precision_policy
@@ -54,7 +53,7 @@ def main() -> None:
         write_run(options.write_run, plan, config, model)
         return
     seconds = repeated(model, plan, config, options)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_bytes() / 2**20
     print(
         json.dumps(
             {

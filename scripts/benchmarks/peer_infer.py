@@ -7,7 +7,6 @@ import importlib
 import importlib.metadata
 import json
 import os
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from memory import kib
 
 Find = Callable[[np.ndarray], np.ndarray]
 
@@ -45,7 +45,7 @@ def main() -> None:
     with torch.inference_mode():
         find = (monai_window if options.tool == "monai" else nnunet_window)(options)
         seconds = whole_file(find, options) if options.scan else repeated(find, options)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = kib("VmHWM") / 1024
     print(json.dumps({"seconds": seconds, "imports_mib": before, "peak_mib": peak, "versions": versions}))
 
 
@@ -165,8 +165,7 @@ def nnunet_window(options: argparse.Namespace) -> Find:
 
 
 def resident_mib() -> float:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * resource.getpagesize() / 2**20
+    return kib("VmRSS") / 1024
 
 
 if __name__ == "__main__":

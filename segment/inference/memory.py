@@ -7,13 +7,10 @@ A test compares the sum with the peak of a whole prediction.
 from __future__ import annotations
 
 import math
-import resource
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +23,7 @@ from segment.data.planning import Plan
 from segment.data.scan import Case, ScanError, read_grid
 from segment.inference.model_file import network_shape as input_shape
 from segment.inference.slabs import RESTORED_VALUES, slab_axis
+from segment.memory_use import resident_bytes
 
 if TYPE_CHECKING:
     from segment.inference.predictor import Member
@@ -183,12 +181,3 @@ def windows_within(limit_gb: float | None, plan: Plan, wanted: int) -> int:
         return wanted
     window = 4 * math.prod(plan.patch_size) * (2 * plan.network_channels + 4 * plan.outputs)
     return max(1, min(wanted, int(limit_gb * GIB * WINDOWS_SHARE / window)))
-
-
-def resident_bytes() -> int:
-    """Memory that this process holds now; on systems other than Linux the most that it ever held."""
-    try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +32,7 @@ from segment.inference.point_in_use import PointInUse
 from segment.inference.predictor import NetworkScan, Prediction, Predictor
 from segment.inference.records import Record, Shard, is_complete, read_record, without_results, write_record
 from segment.inference.tiles import remove_small
+from segment.memory_use import peak_bytes
 
 CHOSE_THE_POINT = "this scan is among those that chose the operating point: its figures there are too good"
 
@@ -245,5 +244,4 @@ def _noted(result: CaseResult, job: Job, passage: Passage) -> CaseResult:
 
 
 def _peak_memory_mib() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+    return round(peak_bytes() / 2**20, 1)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-import resource
 import subprocess
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +18,7 @@ from segment.data.cases import Case
 from segment.errors import InputError
 from segment.evaluation import definitions
 from segment.files import sha256_of
+from segment.memory_use import peak_bytes
 
 
 def versions() -> dict[str, str]:
@@ -68,8 +67,7 @@ def _cpu_model() -> str:
 
 def peak_memory_gib() -> float:
     """The largest resident memory that this process has had, in GiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+    return peak_bytes() / 2**30
 
 
 def data_hashes(cases: Sequence[Case]) -> dict[str, str]:

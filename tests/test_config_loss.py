@@ -9,6 +9,7 @@ import pytest
 
 from segment.config import Config, config_from, load_config, save_config
 from segment.config_loss import TERMS, LossConfig
+from segment.config_weighting import ScheduleWeighting
 from segment.errors import InputError
 
 POINT = {"share": 0.0, "weights": {"dice": 1.0}}
@@ -23,15 +24,27 @@ def schedule(*points: dict[str, Any]) -> dict[str, Any]:
 
 
 class TestAccepted:
-    def test_the_default_is_three_terms_of_fixed_weight_1(self) -> None:
+    def test_the_default_is_cross_entropy_and_then_three_terms_of_weight_1(self) -> None:
         loss = Config().loss
         assert [(term.name, term.weight) for term in loss.terms] == [
             ("binary_crossentropy", 1),
             ("dice", 1),
             ("focal", 1),
         ]
-        assert loss.weighting.name == "fixed"
+        assert isinstance(loss.weighting, ScheduleWeighting)
+        assert [(point.share, list(point.weights.values())) for point in loss.weighting.points] == [
+            (0.2, [1, 0, 0]),
+            (0.6, [1, 1, 1]),
+        ]
         assert loss.maps == frozenset()
+
+    def test_other_terms_have_fixed_weights_by_default(self) -> None:
+        assert load(terms=[{"name": "dice"}, {"name": "focal"}]).weighting.name == "fixed"
+        assert [term.name for term in load(weighting={"name": "fixed"}).terms] == [
+            "binary_crossentropy",
+            "dice",
+            "focal",
+        ]
 
     @pytest.mark.parametrize("name", TERMS)
     def test_every_term_needs_no_more_than_its_name(self, name: str) -> None:

@@ -16,7 +16,7 @@ LAYERS = (
     ("errors",),
     ("files", "progress", "memory_use"),
     ("config_base",),
-    ("config_data", "config_inference", "config_loss", "config_model", "config_train"),
+    ("config_data", "config_inference", "config_loss", "config_model", "config_train", "config_weighting"),
     ("config",),
     ("data",),
     ("evaluation",),

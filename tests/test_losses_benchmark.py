@@ -102,7 +102,7 @@ def test_every_loss_is_a_valid_configuration_and_all_that_the_experiment_asks_fo
     weightings = {config.weighting.name for name, config in configs.items() if name.startswith("hybrid, ")}
     assert len(weightings) == 6
     assert [term.name for term in configs["hybrid + component_dice"].terms][3] == "component_dice"
-    assert configs[losses.FIXED_HYBRID] == LossConfig()
+    assert configs["hybrid, schedule"] == LossConfig()
 
 
 class TestResuming:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from segment.config_loss import DynamicAverageWeighting, GradientNormWeighting, UncertaintyWeighting
+from segment.config_weighting import DynamicAverageWeighting, GradientNormWeighting, UncertaintyWeighting
 from segment.losses.weighting import Statistics, Weighting, state, weighted_sum
 
 # The entry of the gradient norm that all others are scaled to.

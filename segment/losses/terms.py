@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from segment import config_loss
+from segment import config_loss, config_weighting
 from segment.config_base import Section
 from segment.errors import InputError
 from segment.losses.adaptive import DynamicAverage, GradientNorm, Uncertainty
@@ -86,14 +86,14 @@ def build_weighting(config: config_loss.LossConfig) -> Weighting:
     """The weighting of a loss configuration. Build it within the strategy's scope: it makes variables."""
     names, weights = [term.name for term in config.terms], [term.weight for term in config.terms]
     section = config.weighting
-    if isinstance(section, config_loss.ScheduleWeighting):
+    if isinstance(section, config_weighting.ScheduleWeighting):
         return Schedule(names, weights, section)
-    if isinstance(section, config_loss.UncertaintyWeighting):
+    if isinstance(section, config_weighting.UncertaintyWeighting):
         return Uncertainty(names, weights, section)
-    if isinstance(section, config_loss.GradientNormWeighting):
+    if isinstance(section, config_weighting.GradientNormWeighting):
         return GradientNorm(names, weights, section)
-    if isinstance(section, config_loss.DynamicAverageWeighting):
+    if isinstance(section, config_weighting.DynamicAverageWeighting):
         return DynamicAverage(names, weights, section)
-    if isinstance(section, config_loss.RecallFeedbackWeighting):
+    if isinstance(section, config_weighting.RecallFeedbackWeighting):
         return RecallFeedback(names, weights, section, config.recall_terms)
     return Weighting(names, weights)

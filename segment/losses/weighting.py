@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from segment.config_loss import RecallFeedbackWeighting, ScheduleWeighting
+from segment.config_weighting import RecallFeedbackWeighting, ScheduleWeighting
 
 Statistics = dict[str, tf.Tensor]
 

@@ -154,8 +154,8 @@ class TestOtherCommands:
 
     def test_a_loss_that_needs_maps_of_the_lesions(self, config: Path, dataset: Path, tmp_path: Path) -> None:
         terms = "loss.terms=[{name: component_dice}, {name: boundary, weight: 0.01}]"
-        run = tmp_path / "run"
-        assert main(["train", str(config), terms, f"data.root={dataset}", "--run-dir", str(run)]) == 0
+        run, fixed = tmp_path / "run", "loss.weighting={name: fixed}"
+        assert main(["train", str(config), terms, fixed, f"data.root={dataset}", "--run-dir", str(run)]) == 0
         with (run / "metrics.csv").open(newline="") as handle:
             row = list(csv.DictReader(handle))[-1]
         assert np.isfinite(float(row["loss/component_dice"]))

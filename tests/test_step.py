@@ -93,7 +93,8 @@ class TestL2:
         after = copies(step, strategy)
         kernels = [np.float64(before[f"model/{index:04d}"][0]) for index in (0, 2)]
         penalty = 0.25 * sum((kernel**2).sum() for kernel in kernels)
-        terms = sum(row[f"loss/{name}"] for name in ("binary_crossentropy", "dice", "focal"))
+        names = ("binary_crossentropy", "dice", "focal")
+        terms = sum(row[f"loss/{name}"] * row[f"weight/{name}"] for name in names)
         assert row["loss/l2"] == pytest.approx(penalty, rel=1e-5)
         assert row["loss"] == pytest.approx(terms + penalty, rel=1e-5)
         wanted = [average[0] + 0.5 * kernels[0], average[1], average[2] + 0.5 * kernels[1], average[3]]

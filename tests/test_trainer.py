@@ -42,6 +42,7 @@ def configuration(root: Path, run_dir: Path, **options: Any) -> Config:
             "run_dir": run_dir,
             "data": {"root": root, "validation_cases": ["case2"]},
             "model": {"filters": [4, 8], "patch_size": [16, 16, 16]},
+            "loss": {"weighting": {"name": "fixed"}},  # so that a row's means multiply
             "train": train_options | options,
         }
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -14,11 +13,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.timing import machine, median, table
+from benchmarks.timing import machine, median, seconds_of, table
 from segment.config import Config
 from segment.data.planning import Plan
 from segment.files import write_json
 from segment.losses import build_hybrid, supervised_loss
+from segment.memory_use import resident_bytes
 from segment.model import build_unet, run_network
 from segment.training.checkpoint import Checkpoints
 from segment.training.metrics_log import MetricsLog, StepMeans
@@ -147,7 +147,7 @@ def overhead(plan: Plan, precision: str, *, batch_size: int, repeats: int) -> di
 
     Returns:
         "engine" and "bare": medians in seconds a step; "ratio": the median of the ratios of neighbouring blocks;
-        "all_seconds": every block's.
+        "checkpoint": median seconds to write one; "all_seconds": every block's.
     """
     config = Config()
     batch = fixed_batch(plan, batch_size)
@@ -162,10 +162,11 @@ def overhead(plan: Plan, precision: str, *, batch_size: int, repeats: int) -> di
                 for _ in range(BLOCK):
                     calls[name](batch)
                 taken[name].append((time.perf_counter() - begun) / BLOCK)
+        checkpoint = median(seconds_of(engine.save, repeats=repeats))
     counted = {name: seconds[1:] for name, seconds in taken.items()}
     ratios = [one / other for one, other in zip(counted["engine"], counted["bare"], strict=True)]
     medians = {name: median(seconds) for name, seconds in counted.items()}
-    return {**medians, "ratio": median(ratios), "all_seconds": counted}
+    return {**medians, "ratio": median(ratios), "checkpoint": checkpoint, "all_seconds": counted}
 
 
 def memory(plan: Plan, precision: str, *, batch_size: int, epoch_steps: int) -> dict[str, float]:
@@ -184,14 +185,8 @@ def memory(plan: Plan, precision: str, *, batch_size: int, epoch_steps: int) -> 
                 engine(batch)
             engine.save()
             if epoch in (EARLY, LATE):
-                found[epoch] = resident_mib()
+                found[epoch] = resident_bytes() / 2**20
     return {"early": found[EARLY], "late": found[LATE], "growth": found[LATE] / found[EARLY] - 1}
-
-
-def resident_mib() -> float:
-    """This process' resident memory now; Linux only."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -219,6 +214,10 @@ def main(arguments: Sequence[str]) -> int:
         figures = [result["overhead"][name] for name in ("engine", "bare")]
         row = [*figures, f"{result['overhead']['ratio'] - 1:+.1%}"]
         print(table(["engine, s a step", "bare, s a step", "overhead"], [row]) + "\n")
+        seconds, minutes = result["overhead"]["checkpoint"], Config().train.checkpoint_minutes
+        print(
+            f"a checkpoint: {seconds:.2f} s, {seconds / minutes / 60:.3%} of the time at one in {minutes:g} minutes\n"
+        )
     if options.only != "overhead":
         result["memory"] = memory(plan, precision, batch_size=options.batch, epoch_steps=options.epoch_steps)
         row = [f"{result['memory']['early']:.0f}", f"{result['memory']['late']:.0f}"]

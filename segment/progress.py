@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -18,6 +20,8 @@ from rich.progress import (
 from rich.table import Column
 
 CONSOLE = Console(stderr=True, highlight=False)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Bar:
@@ -50,3 +54,22 @@ def progress_bar(description: str, total: int, *, done: int = 0) -> Iterator[Bar
     )
     with Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
         yield Bar(progress, progress.add_task(description, total=total, completed=done, note=""))
+
+
+def in_threads(
+    description: str, call: Callable[[Item], Result], items: Sequence[Item], *, workers: int
+) -> list[Result]:
+    """What `call` makes of each item, in order, with a bar; so many at a time as there are workers.
+
+    The first error is raised. Then, as after Ctrl-C, the items that have not begun are left out.
+    """
+    pool = ThreadPoolExecutor(workers)
+    results: list[Result] = []
+    try:
+        with progress_bar(description, len(items)) as bar:
+            for result in pool.map(call, items):
+                results.append(result)
+                bar.advance()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return results

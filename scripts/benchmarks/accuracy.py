@@ -26,14 +26,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy_table import OURS, accuracy_table, draw_accuracy
+from benchmarks.kept_results import open_results
 from benchmarks.peers import peer_python
 from benchmarks.scores import score_mask, score_thresholds
-from benchmarks.timing import machine
 from segment.config import load_config
 from segment.data.cases import Dataset, find_dataset
 from segment.data.scan import read_mask, read_probability
@@ -102,14 +101,7 @@ class Comparison:
         self._path = self._output / "results.json"
         self._data = find_dataset(options.data, layout="auto")
         settings = {"minutes": options.minutes, "config": options.config.name, "set": options.set}
-        where = f"{machine()}, TensorFlow {version('tensorflow')}"
-        new: dict[str, Any] = {"machine": where, "settings": settings, "runs": {}}
-        self.results = read_json(self._path) if self._path.exists() else new
-        if self.results["settings"] != settings:
-            raise InputError(
-                f"{self._path}: expected results of {settings}, found {self.results['settings']}; "
-                "give the same options or another --output"
-            )
+        self.results = open_results(self._path, settings, parts=("runs",))
 
     def missing(self) -> list[Run]:
         """What has no result yet, ours first."""

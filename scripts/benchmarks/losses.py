@@ -29,13 +29,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kept_results import open_results
 from benchmarks.losses_plot import draw_losses
 from benchmarks.losses_table import best_of, real_table, rows_of, sample_table
-from benchmarks.timing import machine
 from segment.errors import InputError
 from segment.files import read_json, write_json, write_text
 
@@ -167,14 +166,7 @@ class Experiment:
         self._path = self._output / "results.json"
         names = ("steps", "validate_every", "real_steps")
         settings = {name: getattr(options, name) for name in names}
-        where = f"{machine()}, TensorFlow {version('tensorflow')}"
-        new: dict[str, Any] = {"machine": where, "settings": settings, "sample": {}, "real": {}}
-        self.results = read_json(self._path) if self._path.exists() else new
-        if self.results["settings"] != settings:
-            raise InputError(
-                f"{self._path}: expected results of {settings}, found {self.results['settings']}; "
-                "give the same options or another --output"
-            )
+        self.results = open_results(self._path, settings, parts=("sample", "real"))
         write_manifest(self._output / PHANTOMS)
 
     def run(self, runs: Iterable[Run]) -> None:

@@ -15,6 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.cube_plan import cube_plan
 from benchmarks.step import flops_of
 from benchmarks.timing import matmul_flops_per_second
 from segment.config import Config, config_from, save_config
@@ -45,7 +46,7 @@ def main() -> None:
     before = resident_bytes()
     found = resolve_precision("auto", compute_capabilities=compute_capabilities(), cpu_flags=read_cpu_flags())
     precision = "float32" if options.float32 else found
-    plan = plan_of(options)
+    plan = cube_plan(patch=options.window, filters=options.filters, channels=options.channels)
     config = config_from({"inference": {"overlap": options.overlap}}, source="benchmark")
     with precision_policy(precision):
         model = build_unet(plan, seed=0)
@@ -87,24 +88,6 @@ def repeated(model: tf.keras.Model, plan: Plan, config: Config, options: argpars
         predictor.predict_prepared([scan], threshold=0.5, keep_probabilities=False)
         taken.append(time.perf_counter() - begun)
     return taken
-
-
-def plan_of(options: argparse.Namespace) -> Plan:
-    """A plan of isotropic windows with stride 2 between its levels."""
-    levels = len(options.filters)
-    return Plan(
-        channel_names=tuple(f"channel{index}" for index in range(options.channels)),
-        label_values={"lesion": 1},
-        spacing_mm=(1.0, 1.0, 1.0),
-        normalization="zscore",
-        patch_size=(options.window,) * 3,
-        filters=tuple(options.filters),
-        strides=((2, 2, 2),) * (levels - 1),
-        kernels=((3, 3, 3),) * levels,
-        residual=False,
-        deep_supervision=False,
-        foreground_share=0.01,
-    )
 
 
 def write_run(folder: Path, plan: Plan, config: Config, model: tf.keras.Model) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.cube_plan import cube_plan
 from benchmarks.peers import run_peer
 from benchmarks.timing import machine, matmul_flops_per_second, median, seconds_of, table
 from segment.config import Config
-from segment.data.planning import Plan
 from segment.files import write_json
 from segment.losses import build_hybrid
 from segment.model import build_unet, run_network
@@ -81,7 +81,7 @@ def ours(options: argparse.Namespace, precision: str) -> tuple[Callable[..., Any
     The step takes another batch too.
     """
     compile_repeatably()  # as a training does
-    plan = _plan(options)
+    plan = cube_plan(patch=options.patch, filters=options.filters, channels=CHANNELS)
     config = Config()
     strategy = tf.distribute.get_strategy()
     with precision_policy(precision):
@@ -129,23 +129,6 @@ def flops_of(model: tf.keras.Model) -> float:
         if kernel is not None:
             total += 2.0 * float(np.prod(kernel.shape)) * float(np.prod(layer.output.shape[1:-1]))
     return total
-
-
-def _plan(options: argparse.Namespace) -> Plan:
-    levels = len(options.filters)
-    return Plan(
-        channel_names=tuple(f"channel{index}" for index in range(CHANNELS)),
-        label_values={"lesion": 1},
-        spacing_mm=(1.0, 1.0, 1.0),
-        normalization="zscore",
-        patch_size=(options.patch,) * 3,
-        filters=tuple(options.filters),
-        strides=((2, 2, 2),) * (levels - 1),
-        kernels=((3, 3, 3),) * levels,
-        residual=False,
-        deep_supervision=False,
-        foreground_share=0.01,
-    )
 
 
 def _peer_arguments(options: argparse.Namespace) -> list[str]:

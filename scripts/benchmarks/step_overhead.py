@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.cube_plan import cube_plan
 from benchmarks.timing import machine, median, seconds_of, table
 from segment.config import Config
 from segment.data.planning import Plan
@@ -111,24 +112,6 @@ class Engine:
         Checkpoints(self._folder / "checkpoints").save(self.done, self.step.state(), {}, best_step=None)
 
 
-def make_plan(*, patch: int, filters: Sequence[int], channels: int) -> Plan:
-    """A cube with one class and stride 2 everywhere."""
-    levels = len(filters)
-    return Plan(
-        channel_names=tuple(f"channel{index}" for index in range(channels)),
-        label_values={"lesion": 1},
-        spacing_mm=(1.0, 1.0, 1.0),
-        normalization="zscore",
-        patch_size=(patch,) * 3,
-        filters=tuple(filters),
-        strides=((2, 2, 2),) * (levels - 1),
-        kernels=((3, 3, 3),) * levels,
-        residual=False,
-        deep_supervision=False,
-        foreground_share=0.01,
-    )
-
-
 def fixed_batch(plan: Plan, batch_size: int) -> dict[str, tf.Tensor]:
     """Noise with 1% of the voxels as lesions."""
     random = np.random.default_rng(0)
@@ -205,7 +188,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args(arguments)
     precision = resolve_precision("auto", compute_capabilities=compute_capabilities(), cpu_flags=read_cpu_flags())
-    plan = make_plan(patch=options.patch, filters=options.filters, channels=2)
+    plan = cube_plan(patch=options.patch, filters=options.filters, channels=2)
     result: dict[str, Any] = {"machine": machine(), "versions": f"TensorFlow {tf.__version__}", "precision": precision}
     print(f"{result['machine']}; {result['versions']}; {precision}")
     print(f"patch {options.patch}^3 x 2, batch {options.batch}, {'-'.join(map(str, options.filters))}\n")

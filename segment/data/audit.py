@@ -7,7 +7,6 @@ have become one component at most one can be matched one-to-one: together they a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cc3d
@@ -17,7 +16,7 @@ from segment.data.cases import Case, Dataset
 from segment.data.components import label_components
 from segment.data.preprocessing import label_to_network, place, to_original
 from segment.data.scan import read_scan
-from segment.progress import progress_bar
+from segment.progress import in_threads
 
 
 @dataclass(frozen=True)
@@ -62,16 +61,9 @@ def audit_resampling(dataset: Dataset, *, spacing_mm: Sequence[float], workers: 
     Raises:
         InputError: A file cannot be read; names the case and the file.
     """
-    pool = ThreadPoolExecutor(workers)
-    found = []
-    try:
-        with progress_bar("Resampling labels", len(dataset.cases)) as bar:
-            for case in pool.map(lambda case: _audit_case(case, dataset, spacing_mm), dataset.cases):
-                found.append(case)
-                bar.advance()
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return found
+    return in_threads(
+        "Resampling labels", lambda case: _audit_case(case, dataset, spacing_mm), dataset.cases, workers=workers
+    )
 
 
 def ceiling_on_recall(cases: Sequence[ResampledCase]) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +12,7 @@ from segment.data.census import LesionLoad
 from segment.data.inspection import Finding as Finding
 from segment.data.inspection import Inspection, inspect_case
 from segment.errors import InputError
-from segment.progress import progress_bar
+from segment.progress import in_threads
 
 SPACING_RATIO = 3.0  # to the dataset's median, in either direction
 SPACING_CASES = 3  # with fewer there is no telling which of them is the odd one
@@ -65,15 +64,7 @@ def audit_dataset(dataset: Dataset, *, workers: int) -> Audit:
         dataset: As `find_dataset` gives it.
         workers: Cases read at a time, in threads: reading, decompressing and hashing let each other run.
     """
-    pool = ThreadPoolExecutor(workers)
-    inspections: list[Inspection] = []
-    try:
-        with progress_bar("Checking cases", len(dataset.cases)) as bar:
-            for inspection in pool.map(lambda case: inspect_case(case, dataset), dataset.cases):
-                inspections.append(inspection)
-                bar.advance()
-    finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C the cases that have not begun are not waited for
+    inspections = in_threads("Checking cases", lambda case: inspect_case(case, dataset), dataset.cases, workers=workers)
     findings = [finding for inspection in inspections for finding in inspection.findings]
     findings += _duplicates(dataset, inspections) + _odd_spacings(dataset, inspections)
     known = [inspection.has_foreground for inspection in inspections if inspection.has_foreground is not None]

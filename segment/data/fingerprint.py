@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ from segment.data.cases import Case, Dataset
 from segment.data.census import lesion_load
 from segment.data.geometry import canonical_spacing, nonzero_box
 from segment.data.scan import read_scan, to_canonical
-from segment.progress import progress_bar
+from segment.progress import in_threads
 
 PERCENTILES = (0.5, 50.0, 99.5)
 AIR = -500.0  # a channel with darker voxels than this holds Hounsfield units
@@ -135,15 +134,7 @@ def fingerprint(dataset: Dataset, *, workers: int) -> Fingerprint:
         InputError: A file cannot be read; names the case and the file.
     """
     values = tuple(dataset.label_values.values())
-    pool = ThreadPoolExecutor(workers)
-    measures: list[_Measure] = []
-    try:
-        with progress_bar("Measuring cases", len(dataset.cases)) as bar:
-            for measure in pool.map(lambda case: _measure(case, values), dataset.cases):
-                measures.append(measure)
-                bar.advance()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    measures = in_threads("Measuring cases", lambda case: _measure(case, values), dataset.cases, workers=workers)
     return _summary(measures, len(dataset.channel_names))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from segment.data.lesion_table import find_lesions
 from segment.data.planning import Plan
 from segment.data.scan import read_mask, to_canonical
 from segment.errors import InputError
-from segment.progress import progress_bar
+from segment.progress import in_threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +50,8 @@ def read_shapes(folder: Path, plan: Plan, *, workers: int) -> list[LesionShape]:
         raise InputError(
             f"augmentation.copy_paste_shapes: expected a folder with .nii or .nii.gz masks, found {folder}"
         )
-    shapes: list[LesionShape] = []
-    with progress_bar("Reading lesion shapes", len(paths)) as bar, ThreadPoolExecutor(workers) as pool:
-        for found in pool.map(lambda path: _shapes_of(path, plan), paths):
-            shapes.extend(found)
-            bar.advance()
+    found = in_threads("Reading lesion shapes", lambda path: _shapes_of(path, plan), paths, workers=workers)
+    shapes = [shape for part in found for shape in part]
     if not shapes:
         raise InputError(f"augmentation.copy_paste_shapes: expected lesions, found empty masks only in {folder}")
     return shapes

@@ -15,7 +15,6 @@ import shutil
 import time
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,7 @@ from segment.data.planning import Plan
 from segment.data.scan import Scan, read_scan, to_canonical
 from segment.errors import InputError
 from segment.files import read_json, sha256_of, write_json
-from segment.progress import progress_bar
+from segment.progress import in_threads
 
 MAX_RESAMPLED = 4096  # voxels: the matrix that resamples an axis has the product of the old and the new length
 LEFTOVER_SECONDS = 24 * 3600
@@ -189,12 +188,7 @@ def prepare_cases(cases: Sequence[Case], plan: Plan, *, cache_dir: Path, workers
         InputError: A file cannot be read or the cache cannot be written; names the case or the path.
     """
     _remove_leftovers(cache_dir)
-    prepared = []
-    with progress_bar("Preparing cases", len(cases)) as bar, ThreadPoolExecutor(workers) as pool:
-        for case in pool.map(lambda case: _prepare(case, plan, cache_dir), cases):
-            prepared.append(case)
-            bar.advance()
-    return prepared
+    return in_threads("Preparing cases", lambda case: _prepare(case, plan, cache_dir), cases, workers=workers)
 
 
 def _remove_leftovers(cache_dir: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit, softmax
+from scipy.special import softmax
 
 from segment.data.planning import Plan, network_input
 from segment.errors import InputError
@@ -149,13 +149,21 @@ def probabilities_of(logits: np.ndarray, plan: Plan) -> np.ndarray:
     Raises:
         InputError: A logit is NaN.
     """
-    probabilities = softmax(logits, axis=-1)[..., 1:] if plan.softmax else expit(logits)
+    probabilities = softmax(logits, axis=-1)[..., 1:] if plan.softmax else _sigmoid(logits)
     if np.isnan(probabilities).any():
         raise InputError(
             "the network gave NaN; expected finite logits: choose a model from before training diverged "
             "(metrics.csv shows when), or train with train.precision=float32"
         )
     return probabilities
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    """The logistic function in float32, where NumPy's exponential is vectorised and scipy's `expit` is not."""
+    with np.errstate(over="ignore"):  # a probability of 0 then
+        values = np.exp(-logits)
+    values += 1
+    return np.reciprocal(values, out=values)
 
 
 def blend(total: np.ndarray, first: int, axis: int, tile: Tile, values: np.ndarray) -> None:

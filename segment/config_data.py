@@ -82,6 +82,9 @@ class AugmentationConfig(Section):
     elastic_share: Share = Field(default=0.1, description="smooth deformations, of 2D models only")
     dropout_share: Share = Field(default=0.1, description="blanked squares, of 2D models only")
     bias_field_share: Share = Field(default=0.2, description="smooth multiplicative fields, of 3D models only")
+    channel_mixing_share: Share = Field(
+        default=0.0, description="every channel takes on some of the others, as with other MR sequences; 3D models only"
+    )
     brightness_contrast_share: Share = 0.3
     gamma_share: Share = 0.3
     noise_share: Share = 0.2

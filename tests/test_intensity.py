@@ -15,6 +15,7 @@ from segment.data.intensity import (
     change_intensities,
     gamma,
     low_resolution,
+    mix_channels,
     noise,
 )
 
@@ -46,7 +47,7 @@ def changed(image: np.ndarray, index: int = 1, **shares: float) -> np.ndarray:
 
 class TestShares:
     def test_these_are_all_there_are(self) -> None:
-        moving = {"affine_share", "elastic_share", "dropout_share", "copy_paste_share"}
+        moving = {"affine_share", "elastic_share", "dropout_share", "copy_paste_share", "channel_mixing_share"}
         assert {name for name in OFF if name.endswith("_share")} == {*SHARES, *moving}
 
     @pytest.mark.parametrize("share", SHARES)
@@ -85,6 +86,42 @@ class TestShares:
             found = changed(patch(), 2, **{share: 1})
             assert found.max() > 4
             assert found.min() < -2
+
+
+class TestMixing:
+    def test_every_channel_takes_a_share_of_each_other_one(self) -> None:
+        image = patch(3).astype(float)
+        found = mix_channels(patch(3), np.random.default_rng(3))
+        for own in range(3):
+            others = [index for index in range(3) if index != own]
+            columns = np.stack([image[index].ravel() for index in others], axis=1)
+            shares, rest, *_ = np.linalg.lstsq(columns, (found[own] - image[own]).ravel(), rcond=None)
+            assert rest[0] < 1e-8
+            assert (np.abs(shares) <= 0.3).all()
+            assert (np.abs(shares) > 1e-3).all()
+
+    def test_a_channel_alone_stays_bit_for_bit(self) -> None:
+        image = patch(1)
+        np.testing.assert_array_equal(changed(image, channel_mixing_share=1), image)
+
+    def test_what_is_outside_in_one_channel_stays_outside_there(self) -> None:
+        image = patch(2)
+        image[0, :, :4] = 0
+        for index in range(5):
+            found = changed(image, index, channel_mixing_share=1)
+            np.testing.assert_array_equal(found == 0, image == 0)
+            assert not np.array_equal(found, image)
+
+    def test_its_share_is_drawn_apart_and_before_the_others(self) -> None:
+        both, alone = (
+            [changed(patch(2), index, channel_mixing_share=0.5, **more) for index in range(60)]
+            for more in ({"noise_share": 1.0}, {})
+        )
+        mixed = [not np.array_equal(found, patch(2)) for found in alone]
+        assert 18 <= sum(mixed) <= 42
+        for noisy, found in zip(both, alone, strict=True):
+            assert np.abs(noisy - found)[:, 3:].std() < 0.25
+            assert np.abs(noisy - found)[:, 3:].max() > 0.01
 
 
 class TestChanges:

@@ -1,8 +1,8 @@
-"""Random changes of intensities of 3D patches, one channel at a time.
+"""Random changes of intensities of 3D patches.
 
 Patches are z-scores: negative values, lesions far above 1, and 0 outside the subject, which `change_intensities` keeps.
-Filters run through OpenCV on one thread, several times faster than scipy's; each function here says what it does to
-one channel, a C-ordered float32 [x, y, z] that it may write to.
+Filters run through OpenCV on one thread, several times faster than scipy's; each function here but `mix_channels` says
+what it does to one channel, a C-ordered float32 [x, y, z] that it may write to.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from segment.config import AugmentationConfig
 
+MIXING = 0.3  # largest share of another channel that is added or taken away
 BRIGHTNESS = 0.2  # largest shift, in standard deviations of the scan
 CONTRAST = 0.25  # largest relative change of the scale
 GAMMA = 1.5  # largest exponent; the smallest is its inverse
@@ -30,7 +31,7 @@ Spacing = tuple[float, float, float]
 def change_intensities(
     channels: np.ndarray, config: AugmentationConfig, spacing_mm: Spacing, rng: np.random.Generator
 ) -> None:
-    """Applies each change to its share of the patches, every channel on its own, in place.
+    """Applies each change to its share of the patches, every channel with numbers of its own, in place.
 
     Args:
         channels: float32 [channels, x, y, z], C-ordered. Voxels that are 0 stay 0; where nothing is drawn, all values
@@ -48,17 +49,34 @@ def change_intensities(
         (config.low_resolution_share, lambda channel, own: low_resolution(channel, own, spacing_mm)),
         (config.noise_share, noise),
     )
-    drawn = [
-        change for (share, change), number in zip(changes, rng.random(len(changes)), strict=True) if number < share
-    ]
-    if not drawn:
+    mixes, *numbers = rng.random(1 + len(changes))
+    drawn = [change for (share, change), number in zip(changes, numbers, strict=True) if number < share]
+    mixed = mix_channels(channels, rng) if mixes < config.channel_mixing_share else channels
+    if mixed is channels and not drawn:
         return
-    for channel in channels:
+    for channel, changed in zip(channels, mixed, strict=True):
         subject = channel != 0
-        changed = channel
         for change in drawn:
             changed = change(changed, rng)
         np.multiply(changed, subject, out=channel)
+
+
+def mix_channels(channels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Adds to every channel a share of each other one, up to 0.3 either way; one channel alone stays as it is.
+
+    Echo, repetition and inversion times decide how much of each property of the tissue a sequence shows, so another
+    protocol, or another patient's tissue, looks much like a mixture of the channels: cortex that is hardly brighter
+    than white matter in one FLAIR stands out in the next, and is no lesion there.
+
+    Args:
+        channels: float32 [channels, x, y, z].
+
+    Returns:
+        A new array of that shape.
+    """
+    weights = rng.uniform(-MIXING, MIXING, (len(channels), len(channels))).astype(np.float32)
+    np.fill_diagonal(weights, 1.0)
+    return (weights @ channels.reshape(len(channels), -1)).reshape(channels.shape)
 
 
 def bias_field(channel: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -73,6 +73,7 @@ def write_scan(folder: Path, case_id: str, affine: np.ndarray, shape: Sequence[i
 def make_job(output: Path, predictor: Predictor | None = None, labels: Path | None = None, **changes: Any) -> Job:
     """Predicting into a new folder at threshold 0.5, unless changed."""
     output.mkdir()
-    point = PointInUse(changes.pop("threshold", 0.5), changes.pop("min_lesion_mm3", 0.0), "test")
+    given = {name: changes.pop(name, least) for name, least in (("min_lesion_mm3", 0.0), ("min_peak", 0.0))}
+    point = PointInUse(changes.pop("threshold", 0.5), source="test", **given)
     values: dict[str, Any] = {"probabilities": False, "settings": "0", "resume": False, "shard": None, **changes}
     return Job(predictor or threshold_predictor(), output, labels, point=point, **values)

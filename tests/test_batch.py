@@ -207,6 +207,7 @@ class TestPredictCases:
         assert manifest["operating_point"] == {
             "threshold": 0.25,
             "min_lesion_mm3": 2.0,
+            "min_peak": 0.0,
             "source": "configuration: the run has no operating_point.json",
         }
         assert manifest["plan"] == json.loads(json.dumps(plan.to_json()))

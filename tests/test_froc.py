@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_helpers import make_test_plan
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from segment.config import EvaluationConfig
 from segment.data.scan import Grid
 from segment.errors import InputError
+from segment.evaluation import froc
 from segment.evaluation.froc import (
     THRESHOLDS,
     Point,
@@ -22,6 +26,7 @@ from segment.evaluation.froc import (
 )
 from segment.evaluation.metrics import evaluate_case
 from segment.evaluation.summary import summarise
+from segment.inference.tiles import to_mask
 
 CONFIG = EvaluationConfig(bootstrap_draws=20)
 
@@ -46,13 +51,13 @@ class TestSweep:
         probability = row(0.9, 0.6, 0, 0, 0.3, 0, 0, 0.6)
         found = sweep(label, probability)
         # 0.2: both lesions and one false positive; 0.5: the first; 0.7: the first with an IoU of a half.
-        assert found.tp[:, 0].tolist() == [2, 1, 1]
-        assert found.fp[:, 0].tolist() == [1, 1, 0]
+        assert found.tp[:, 0, 0].tolist() == [2, 1, 1]
+        assert found.fp[:, 0, 0].tolist() == [1, 1, 0]
         assert (found.n_gt, found.n_small) == (2, 2)
 
     def test_the_threshold_itself_is_inside_in_float32(self) -> None:
         # float32(0.7) is a little below 0.7.
-        assert sweep(row(1), row(0.7)).tp[:, 0].tolist() == [1, 1, 1]
+        assert sweep(row(1), row(0.7)).tp[:, 0, 0].tolist() == [1, 1, 1]
 
     def test_a_point_is_a_run_at_that_threshold(self) -> None:
         rng = np.random.default_rng(2)
@@ -63,15 +68,15 @@ class TestSweep:
         grid = Grid(label.shape, np.diag([1.0, 1.0, 3.0, 1.0]))
         for index, threshold in enumerate(THRESHOLDS):
             case = evaluate_case("c", label, probability >= threshold, grid, config=CONFIG, distances=False).case
-            assert (found.tp[index, 0], found.fp[index, 0]) == (case["iou10"]["tp"], case["iou10"]["fp"])
-            assert found.small_tp[index, 0] == case["n_small_found"]
+            assert (found.tp[index, 0, 0], found.fp[index, 0, 0]) == (case["iou10"]["tp"], case["iou10"]["fp"])
+            assert found.small_tp[index, 0, 0] == case["n_small_found"]
 
     def test_minimum_volumes_remove_predictions(self) -> None:
         label = row(1, 1, 0, 1, 0, 0, 0, 0, 0)
         probability = row(0.9, 0.9, 0, 0.9, 0, 0.9, 0.9, 0.9, 0)
         found = sweep(label, probability, thresholds=(0.5,), min_volumes_mm3=(0.0, 2.0, 3.0))
-        assert found.tp.tolist() == [[2, 1, 0]]
-        assert found.fp.tolist() == [[1, 1, 1]]
+        assert found.tp[..., 0].tolist() == [[2, 1, 0]]
+        assert found.fp[..., 0].tolist() == [[1, 1, 1]]
 
     def test_ignored_lesions_are_not_counted(self) -> None:
         label, probability = row(1, 1, 0, 0, 1, 0, 0), row(0.9, 0.9, 0, 0.9, 0.9, 0, 0.9)
@@ -82,14 +87,75 @@ class TestSweep:
     def test_an_empty_label_can_only_add_false_positives(self) -> None:
         found = sweep(row(0, 0, 0), row(0.6, 0, 0.3))
         assert found.tp.sum() == 0
-        assert found.fp[:, 0].tolist() == [2, 1, 0]
+        assert found.fp[:, 0, 0].tolist() == [2, 1, 0]
 
     def test_nothing_above_the_lowest_threshold(self) -> None:
         found = sweep(row(0, 0), row(0.1, 0.0))
         assert found.fp.sum() == found.tp.sum() == found.n_gt == 0
 
 
+# A lesion of 12 voxels whose edge is faint and whose middle is sure, and 13 voxels that are neither, and no lesion.
+FAINT = row(*[1] * 12, 0, *[0] * 13), row(*[0.2] * 6, 0.9, *[0.2] * 5, 0, *[0.5] * 13)
+
+
+class TestPeaks:
+    def test_the_peak_tells_apart_what_no_threshold_or_volume_can(self) -> None:
+        found = sweep(*FAINT, min_volumes_mm3=(0.0, 5.0, 12.5), min_peaks=(0.0, 0.6, 0.95))
+        # Volumes along the rows, peaks along the columns. At 0.2 both stand whole, and the false one is the larger.
+        assert found.tp[0].tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+        assert found.fp[0].tolist() == [[1, 0, 0], [1, 0, 0], [1, 0, 0]]
+        # From 0.5 the lesion is one voxel of 12, too few for a match, and so is itself a false positive.
+        assert not found.tp[1:].any()
+        assert found.fp[1].tolist() == [[2, 1, 0], [1, 0, 0], [1, 0, 0]]
+        assert found.small_tp.tolist() == found.tp.tolist()
+
+    def test_the_peak_itself_is_reached_in_float32(self) -> None:
+        found = sweep(row(1), row(0.7), min_peaks=(0.0, 0.7, 0.71))
+        assert found.tp[0, 0].tolist() == [1, 1, 0]
+
+    def test_nothing_is_matched_again_where_no_prediction_is_lost(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        matched = []
+        original = froc.match_one_to_one
+        monkeypatch.setattr(
+            froc, "match_one_to_one", lambda *given, **named: matched.append(1) or original(*given, **named)
+        )
+        found = sweep(row(1, 0, 1), row(0.9, 0, 0.6), thresholds=(0.5,), min_peaks=(0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.95))
+        assert found.tp[0, 0].tolist() == [2, 2, 2, 2, 1, 1, 0]
+        assert len(matched) == 3
+
+    @given(st.integers(0, 2**32 - 1), st.sampled_from((0.05, 0.3, 0.7)), st.sampled_from((0.0, 5.0, 9.0)))
+    @settings(max_examples=25, deadline=None)
+    def test_a_point_is_what_the_prediction_writes(self, seed: int, threshold: float, least: float) -> None:
+        rng = np.random.default_rng(seed)
+        label = rng.random((9, 8, 7)) < 0.05
+        # Steps of 0.05, so that thresholds and peaks are met exactly.
+        probability = (np.round(20 * rng.random(label.shape) ** 4) / 20).astype(np.float32)
+        peaks = (0.0, 0.3, 0.6, 0.7, 0.95)
+        options = {"voxel_mm3": 3.0, "config": CONFIG}
+        found = sweep_case(
+            label, probability, thresholds=(threshold,), min_volumes_mm3=(least,), min_peaks=peaks, **options
+        )
+        grid = Grid(label.shape, np.diag([1.0, 1.0, 3.0, 1.0]))
+        for place, peak in enumerate(peaks):
+            mask = to_mask(
+                probability[..., np.newaxis],
+                make_test_plan(),
+                threshold=threshold,
+                min_lesion_mm3=least,
+                voxel_mm3=3.0,
+                min_peak=peak,
+            )
+            case = evaluate_case("c", label, mask, grid, config=CONFIG, distances=False).case
+            assert (found.tp[0, 0, place], found.fp[0, 0, place]) == (case["iou10"]["tp"], case["iou10"]["fp"])
+            assert found.small_tp[0, 0, place] == case["n_small_found"]
+
+
 class TestPooling:
+    def test_over_peaks_too(self) -> None:
+        found = sweep(*FAINT, thresholds=(0.2,), min_peaks=(0.0, 0.6))
+        points = pool([found, found], n_scans=2)
+        assert [(point.min_peak, point.tp, point.fp_per_scan) for point in points] == [(0.0, 2, 1.0), (0.6, 2, 0.0)]
+
     def test_every_scan_counts_in_the_rate(self) -> None:
         sweeps = [sweep(row(1, 0, 0), row(0.6, 0, 0.3)), sweep(row(0, 0, 0), row(0, 0, 0.6))]
         points = pool(sweeps, n_scans=4)
@@ -148,6 +214,9 @@ class TestOperatingPoint:
         higher = point(0.5, 0.7, 0.5)
         assert self.choose(fewer, higher) is higher
         assert self.choose(point(0.5, 0.7, 0.5, min_lesion_mm3=3.0), higher) is higher
+        assert self.choose(point(0.5, 0.7, 0.5, min_peak=0.6), higher) is higher
+        peaked = point(0.5, 0.7, 0.5, min_peak=0.6)
+        assert self.choose(point(0.5, 0.7, 0.5, min_lesion_mm3=3.0), peaked) is peaked
 
     def test_rule(self) -> None:
         small = point(0.5, 0.6, 0.5, small_lesion_recall=0.5)

@@ -27,20 +27,22 @@ WHOLE_WAY = """
 import json, sys
 from pathlib import Path
 from segment.inference.predictor import Predictor
+from segment.inference.tiles import remove_doubtful
 from segment.data.scan import Case, read_grid, read_scan, write_mask, write_probability
 from segment.memory_use import peak_bytes, resident_bytes
 run, path, out = map(Path, sys.argv[1:])
 predictor = Predictor.load([run], changes={"max_memory_gb": 64, "uncertainty": "deviation", "flips": False})
 case = Case("scan", "scan", (path,), None)
-wanted = predictor.wanted(probabilities=True, scored=False)
+wanted = predictor.wanted(probabilities=True, scored=False, peaks=True)
 foretold = predictor.memory.bytes_for(read_grid(path), wanted, slabs=3)
 base, before = predictor.memory.base, resident_bytes()
 scan = read_scan(case, with_label=False)
 grid, header = scan.grid, scan.header
 prepared = predictor.prepare(scan)
 del scan
-found = predictor.predict_prepared(prepared, threshold=0.5, keep_probabilities=True)
+found = predictor.predict_prepared(prepared, threshold=0.4, keep_probabilities=True, min_peak=0.5)
 del prepared
+remove_doubtful(found.mask, predictor.plan, min_lesion_mm3=2.0, voxel_mm3=grid.voxel_mm3, peaks=found.peaks)
 write_probability(out / "p.nii", found.probabilities, grid, header)
 write_probability(out / "u.nii", found.uncertainty, grid, header)
 write_mask(out / "m.nii", found.mask, grid, header)
@@ -92,6 +94,11 @@ class TestNeeds:
         assert self.needs(grid, Wanted(maps=2, written=True, scored=False)) > plain
         fine = make_test_plan(spacing_mm=(0.5, 0.5, 0.5))
         assert self.needs(grid, plan=fine) > 4 * plain
+
+    def test_peaks_are_one_byte_a_voxel(self) -> None:
+        grid = Grid((256, 256, 100), np.eye(4))
+        plain = Wanted(maps=1, written=True, scored=False)
+        assert self.needs(grid, replace(plain, peaks=True)) - self.needs(grid, plain) == 256 * 256 * 100
 
     def test_axes_of_the_file_may_stand_in_any_order(self) -> None:
         turned = Grid((256, 100, 250), np.eye(4)[:, [2, 0, 1, 3]] * [1, 4, 1, 1])

@@ -115,7 +115,7 @@ class TestSearch:
         assert values["at_point"]["small_lesion_recall"] == 1.0
         assert values["at_configured"] == {
             "threshold": 0.5, "min_lesion_mm3": 0.0, "tp": 1, "fp": 0,
-            "recall": 0.5, "fp_per_scan": 0.0, "small_lesion_recall": 0.5,
+            "recall": 0.5, "fp_per_scan": 0.0, "small_lesion_recall": 0.5, "min_peak": 0.0,
         }  # fmt: skip
         assert values["cases"] == ["a", "b"]
 
@@ -140,8 +140,9 @@ class TestSearch:
         search = PointSearch(quick_config(threshold=0.33))
         label, probability = CASES["a"]
         sweep = search.add("a", label > 0, probability, Grid(label.shape, np.eye(4)))
-        assert sweep.thresholds == THRESHOLDS
-        assert sweep.fp[:, 0].tolist() == [1] * 7 + [0] * 13  # up to 0.35
+        assert (sweep.thresholds, sweep.min_volumes_mm3, sweep.min_peaks) == (THRESHOLDS, (0.0,), (0.0,))
+        assert sweep.tp.shape == sweep.fp.shape == sweep.small_tp.shape == (len(THRESHOLDS), 1, 1)
+        assert sweep.fp[:, 0, 0].tolist() == [1] * 7 + [0] * 13  # up to 0.35
 
     def test_several_classes_are_pooled_over_scans(self) -> None:
         search = PointSearch(quick_config())
@@ -212,7 +213,15 @@ class TestPointInUse:
 
     @pytest.mark.parametrize(
         "change",
-        [{"threshold": 1.5}, {"threshold": "x"}, {"min_lesion_mm3": -1}, {"counts": {}}, {"inputs": None}],
+        [
+            {"threshold": 1.5},
+            {"threshold": "x"},
+            {"min_lesion_mm3": -1},
+            {"min_peak": 1.0},
+            {"min_peak": -0.1},
+            {"counts": {}},
+            {"inputs": None},
+        ],
         ids=str,
     )
     def test_a_broken_file_is_one_line(self, tmp_path: Path, change: dict[str, Any]) -> None:
@@ -222,12 +231,12 @@ class TestPointInUse:
             self.used(run)
 
     def test_grids_that_differ_share_what_they_have(self) -> None:
-        counts = np.arange(6).reshape(3, 2)
-        one = Sweep((0.2, 0.5, 0.7), (0.0, 2.0), 3, 2, counts, counts, counts)
+        counts = np.arange(6).reshape(3, 2, 1)
+        one = Sweep((0.2, 0.5, 0.7), (0.0, 2.0), (0.0,), 3, 2, counts, counts, counts)
         other = replace(one, thresholds=(0.5, 0.6, 0.7))
         total = add_sweeps([one, other])
         assert (total.thresholds, total.n_gt) == ((0.5, 0.7), 6)
-        assert total.tp.tolist() == [[2 + 0, 3 + 1], [4 + 4, 5 + 5]]
+        assert total.tp[..., 0].tolist() == [[2 + 0, 3 + 1], [4 + 4, 5 + 5]]
         assert pool([total], n_scans=2)[0].threshold == 0.7
 
 

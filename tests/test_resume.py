@@ -91,7 +91,7 @@ class TestResume:
         assert predicted(scans, resume=False) == 5
 
     @pytest.mark.parametrize(
-        "change", ["input", "mask", "point", "probabilities", "labels", "label", "record", "failure"]
+        "change", ["input", "mask", "point", "peak", "probabilities", "labels", "label", "record", "failure"]
     )
     def test_what_has_changed_is_predicted_again(self, scans: Path, change: str) -> None:
         labels = change == "label"
@@ -112,6 +112,8 @@ class TestResume:
             (scans / "images" / "c_0000.nii.gz").write_bytes(whole)
         elif change == "point":
             again["point"] = PointInUse(0.6, 0.0, "test")
+        elif change == "peak":
+            again["point"] = PointInUse(0.5, 0.0, "test", min_peak=0.9)
         else:
             again[change] = True
         assert predicted(scans, **again) == (1 if change in ("input", "mask", "label", "record", "failure") else 5)

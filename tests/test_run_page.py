@@ -12,6 +12,7 @@ import pytest
 from segment.errors import InputError
 from segment.evaluation import charts, curves
 from segment.evaluation.curves import Curve, line_chart
+from segment.evaluation.operating_chart import froc_points
 from segment.evaluation.overlays import slice_path
 from segment.evaluation.run_log import read_log
 from segment.evaluation.run_page import write_run_page
@@ -158,6 +159,30 @@ class TestOperatingPoint:
         assert "predictions from 3 mm³; there, small-lesion recall 75% at 0.50 false positives a scan" in text
         assert "others may do worse" in text
         assert 'aria-label="FROC: recall against false positives"' in text
+
+    @pytest.mark.parametrize(
+        ("language", "words"),
+        [
+            ("en", "threshold 0.35 in lesions that reach 0.9, predictions from 3 mm³"),
+            ("zh", "阈值 0.35（病灶最高概率不低于 0.9），预测体积不小于 3 mm³"),  # noqa: RUF001
+        ],
+    )
+    def test_a_peak_is_said(self, run_dir, language, words):
+        (run_dir / "operating_point.json").write_text(json.dumps(self.peaked()), encoding="utf-8")
+        assert words in page_of(run_dir, language)
+
+    def test_the_curve_is_that_of_the_chosen_volume_and_peak(self):
+        found = [(one.threshold, one.fp_per_scan, one.recall, one.small_recall) for one in froc_points(self.VALUES)]
+        assert found == [(0.5, 0.0, 0.625, 0.5), (0.35, 0.5, 0.75, 0.75)]
+        found = [(one.threshold, one.fp_per_scan, one.recall, one.small_recall) for one in froc_points(self.peaked())]
+        assert found == [(0.5, 0.0, 0.5, 0.25), (0.35, 0.0, 0.625, 0.5)]
+
+    def peaked(self):
+        """VALUES with a second peak, 0.9, at which each count is one less or 0."""
+        counts = dict(self.VALUES["counts"], min_peaks=[0.0, 0.9])
+        for name in ("tp", "fp", "small_tp"):
+            counts[name] = [[[count, max(count - 1, 0)] for count in line] for line in counts[name]]
+        return self.VALUES | {"min_peak": 0.9, "counts": counts}
 
     def test_none_was_chosen(self, run_dir):
         (run_dir / "operating_point.json").write_text(json.dumps(self.VALUES | {"chosen": False}), encoding="utf-8")

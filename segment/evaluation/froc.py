@@ -1,7 +1,9 @@
 """FROC: recall against false positives per scan over thresholds, and the choice of an operating point on it.
 
-A point is exactly what a model run at that threshold does: the probability is binarised at >= threshold, its components
-are matched one-to-one, and counts are pooled over all cases, the lesion-free ones included.
+A point is exactly what a model run there does: the probability is binarised at >= threshold, components that are too
+small or whose highest probability is too low are removed, the others are matched one-to-one, and counts are pooled over
+all cases, the lesion-free ones included. The peak beside the threshold is hysteresis thresholding (Canny, 1986): the
+threshold says how far a lesion reaches, the peak whether it is one.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ import numpy as np
 from segment.config import EvaluationConfig
 from segment.errors import InputError
 from segment.evaluation.lesions import (
+    Components,
+    Overlaps,
     at_most,
     below,
     common_order,
     find_components,
     find_overlaps,
+    highest_inside,
     match_one_to_one,
 )
 from segment.evaluation.pairs import union_box
@@ -32,17 +37,20 @@ Rule = Literal["small_lesion_recall", "recall"]
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """One case and class over thresholds and minimum volumes of predicted components.
+    """One case and class over thresholds, and minimum volumes and peaks of predicted components.
 
     Attributes:
         thresholds: Rising probabilities.
         min_volumes_mm3: The least volume of a predicted component, rising; smaller ones are removed.
+        min_peaks: The least highest probability of a predicted component, rising, in [0, 1); those that do not reach it
+            are removed. Up to the threshold it removes none.
         n_gt, n_small: Label lesions that count, and small ones among them.
-        tp, fp, small_tp: int64 [thresholds, volumes].
+        tp, fp, small_tp: int64 [thresholds, volumes, peaks].
     """
 
     thresholds: tuple[float, ...]
     min_volumes_mm3: tuple[float, ...]
+    min_peaks: tuple[float, ...]
     n_gt: int
     n_small: int
     tp: np.ndarray
@@ -52,7 +60,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Point:
-    """What a model does at one threshold and minimum volume, pooled over cases; rates are None where undefined."""
+    """What a model does at one threshold, minimum volume and peak, over all cases; rates are None where undefined."""
 
     threshold: float
     min_lesion_mm3: float
@@ -61,6 +69,16 @@ class Point:
     recall: float | None
     fp_per_scan: float
     small_lesion_recall: float | None
+    min_peak: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Truth:
+    """The label lesions of a case: which are too small to count, and which of the others are small (bool [n])."""
+
+    lesions: Components
+    ignored: np.ndarray
+    small: np.ndarray
 
 
 def sweep_case(
@@ -71,8 +89,9 @@ def sweep_case(
     config: EvaluationConfig,
     thresholds: Sequence[float] = THRESHOLDS,
     min_volumes_mm3: Sequence[float] = (0.0,),
+    min_peaks: Sequence[float] = (0.0,),
 ) -> Sweep:
-    """Counts hits and false positives of one case at every threshold and minimum volume.
+    """Counts hits and false positives of one case at every threshold, minimum volume and peak.
 
     Args:
         label: Boolean [x, y, z] of one class; may be empty.
@@ -81,36 +100,65 @@ def sweep_case(
         config: Matching, the limit of small, and the minimum size, which holds for predictions at the least.
         thresholds: Rising, in (0, 1).
         min_volumes_mm3: Rising.
+        min_peaks: Rising, in [0, 1).
     """
     box, _ = union_box(label, probability >= thresholds[0])
     order = common_order(label, probability)
     label, probability = (np.asarray(array[box], order=order) for array in (label, probability))
-    gt = find_components(label)
-    volumes = gt.n_voxels * voxel_mm3
-    ignored = below(volumes, config.min_lesion_mm3)
-    small = at_most(volumes, config.small_mm3) & ~ignored
-    tp, fp, small_tp = (np.zeros((len(thresholds), len(min_volumes_mm3)), np.int64) for _ in range(3))
+    truth = _truth(label, voxel_mm3, config)
+    counts = np.zeros((3, len(thresholds), len(min_volumes_mm3), len(min_peaks)), np.int64)
     for row, threshold in enumerate(thresholds):
         pred = find_components(probability >= threshold)
-        overlaps = find_overlaps(gt, pred)
+        overlaps = find_overlaps(truth.lesions, pred)
+        # In the precision in which voxels are compared: float32(0.7) reaches 0.7, the same value as float64 does not.
+        highest = highest_inside(pred, probability).astype(probability.dtype) if min_peaks[-1] > threshold else None
         for column, least in enumerate(min_volumes_mm3):
-            removed = below(pred.n_voxels * voxel_mm3, max(least, config.min_lesion_mm3))
-            left = overlaps.select(~removed[overlaps.pred])
-            counted = left.select(~ignored[left.gt])
-            matches = match_one_to_one(counted, min_iou=config.match_iou)
-            n_ignored = len(np.setdiff1d(left.pred, counted.pred))
-            tp[row, column] = len(matches.gt)
-            fp[row, column] = int((~removed).sum()) - len(matches.gt) - n_ignored
-            small_tp[row, column] = int(small[matches.gt].sum())
-    n_gt, n_small = int((~ignored).sum()), int(small.sum())
-    return Sweep(tuple(thresholds), tuple(min_volumes_mm3), n_gt, n_small, tp, fp, small_tp)
+            kept = ~below(pred.n_voxels * voxel_mm3, max(least, config.min_lesion_mm3))
+            ways = [kept if highest is None else kept & (highest >= peak) for peak in min_peaks]
+            counts[:, row, column] = _count_each(ways, overlaps, truth, config.match_iou)
+    n_gt, n_small = int((~truth.ignored).sum()), int(truth.small.sum())
+    return Sweep(tuple(thresholds), tuple(min_volumes_mm3), tuple(min_peaks), n_gt, n_small, *counts)
+
+
+def _truth(label: np.ndarray, voxel_mm3: float, config: EvaluationConfig) -> _Truth:
+    lesions = find_components(label)
+    volumes = lesions.n_voxels * voxel_mm3
+    ignored = below(volumes, config.min_lesion_mm3)
+    return _Truth(lesions, ignored, at_most(volumes, config.small_mm3) & ~ignored)
+
+
+def _count_each(ways: Sequence[np.ndarray], overlaps: Overlaps, truth: _Truth, match_iou: float) -> np.ndarray:
+    """Hits, false positives and small hits for each set of predictions (bool [pred]), each within the one before.
+
+    Returns:
+        int64 [3, ways]. Where a set has lost none, as at a peak up to the threshold, nothing is matched again.
+    """
+    counts = np.zeros((3, len(ways)), np.int64)
+    n_before = -1
+    for place, kept in enumerate(ways):
+        n_kept = int(kept.sum())
+        if n_kept == n_before:
+            counts[:, place] = counts[:, place - 1]
+        else:
+            counts[:, place] = _count(kept, n_kept, overlaps, truth, match_iou)
+        n_before = n_kept
+    return counts
+
+
+def _count(kept: np.ndarray, n_kept: int, overlaps: Overlaps, truth: _Truth, match_iou: float) -> tuple[int, int, int]:
+    left = overlaps.select(kept[overlaps.pred])
+    counted = left.select(~truth.ignored[left.gt])
+    matches = match_one_to_one(counted, min_iou=match_iou)
+    n_ignored = len(np.setdiff1d(left.pred, counted.pred))
+    n_hit = len(matches.gt)
+    return n_hit, n_kept - n_hit - n_ignored, int(truth.small[matches.gt].sum())
 
 
 def pool(sweeps: Sequence[Sweep], *, n_scans: int) -> list[Point]:
-    """The points of all cases together, highest threshold first, smallest minimum volume first.
+    """The points of all cases together, highest threshold first, then smallest minimum volume, then smallest peak.
 
     Args:
-        sweeps: One for each case and class, over the same thresholds and volumes; at least one.
+        sweeps: One for each case and class, over the same thresholds, volumes and peaks; at least one.
         n_scans: All scans, the lesion-free ones included.
     """
     tp, fp, small_tp = (np.sum([getattr(sweep, name) for sweep in sweeps], axis=0) for name in ("tp", "fp", "small_tp"))
@@ -119,14 +167,16 @@ def pool(sweeps: Sequence[Sweep], *, n_scans: int) -> list[Point]:
         Point(
             threshold=threshold,
             min_lesion_mm3=least,
-            tp=int(tp[row, column]),
-            fp=int(fp[row, column]),
-            recall=int(tp[row, column]) / n_gt if n_gt else None,
-            fp_per_scan=int(fp[row, column]) / n_scans,
-            small_lesion_recall=int(small_tp[row, column]) / n_small if n_small else None,
+            tp=int(tp[row, column, place]),
+            fp=int(fp[row, column, place]),
+            recall=int(tp[row, column, place]) / n_gt if n_gt else None,
+            fp_per_scan=int(fp[row, column, place]) / n_scans,
+            small_lesion_recall=int(small_tp[row, column, place]) / n_small if n_small else None,
+            min_peak=peak,
         )
         for row, threshold in reversed(list(enumerate(sweeps[0].thresholds)))
         for column, least in enumerate(sweeps[0].min_volumes_mm3)
+        for place, peak in enumerate(sweeps[0].min_peaks)
     ]
 
 
@@ -201,10 +251,11 @@ def froc_summary(points: Sequence[Point], *, n_lesions: int, n_scans: int) -> di
 def choose_point(points: Sequence[Point], *, rule: Rule, max_fp_per_scan: float) -> Point | None:
     """The operating point: the highest recall by `rule` among points with at most the target false positives per scan.
 
-    Ties go to fewer false positives, then to the higher threshold, then to the smaller minimum volume.
+    Ties go to fewer false positives, then to the higher threshold, then to the smaller minimum volume, then to the
+    smaller peak.
 
     Args:
-        points: From validation cases only; all thresholds and minimum volumes.
+        points: From validation cases only; all thresholds, minimum volumes and peaks.
         rule: Which recall is maximised.
         max_fp_per_scan: The target.
 
@@ -221,6 +272,6 @@ def choose_point(points: Sequence[Point], *, rule: Rule, max_fp_per_scan: float)
     allowed = [point for point in points if point.fp_per_scan <= max_fp_per_scan + _SLACK]
     return min(
         allowed,
-        key=lambda point: (-getattr(point, rule), point.fp, -point.threshold, point.min_lesion_mm3),
+        key=lambda point: (-getattr(point, rule), point.fp, -point.threshold, point.min_lesion_mm3, point.min_peak),
         default=None,
     )

@@ -218,6 +218,17 @@ def highest_inside(components: Components, values: np.ndarray) -> np.ndarray:
     return highest
 
 
+def components_with(components: Components, voxels: np.ndarray) -> np.ndarray:
+    """Whether each component holds at least one of the true voxels of a boolean array [x, y, z]: bool [n]."""
+    holds = np.zeros(len(components) + 1, bool)
+    if len(components):
+        labels, flat = _flat_together(components.labels, voxels)
+        for start in range(0, len(labels), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            holds[labels[block][flat[block]]] = True
+    return holds[1:]
+
+
 def bin_names(edges_mm3: Sequence[float]) -> list[str]:
     """The names of the size bins, smallest first: edges (10, 50) give `<=10`, `10-50`, `>50`."""
     texts = [f"{edge:g}" for edge in edges_mm3]

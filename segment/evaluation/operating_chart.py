@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from segment.evaluation.charts import HEIGHT, LEFT, PLOT_WIDTH, WIDTH, FrocPoint, draw_text, froc_chart
@@ -22,20 +23,24 @@ polyline { fill: none; stroke: #2d6a9a; stroke-width: 2 } polyline.small { strok
 
 
 def froc_points(values: Mapping[str, Any]) -> list[FrocPoint]:
-    """The curve at the chosen minimum volume, highest threshold first.
+    """The curve at the chosen minimum volume and peak, highest threshold first.
 
     Args:
-        values: The content of operating_point.json.
+        values: The content of operating_point.json; files of before peaks have none, and tables of two axes.
     """
     counts = values["counts"]
     column = counts["min_volumes_mm3"].index(values["min_lesion_mm3"])
-    rows = zip(counts["thresholds"], counts["tp"], counts["fp"], counts["small_tp"], strict=True)
+    peaks = counts.get("min_peaks", [0.0])
+    place = peaks.index(values.get("min_peak", 0.0))
+    shape = len(counts["thresholds"]), len(counts["min_volumes_mm3"]), len(peaks)
+    tables = (np.reshape(counts[name], shape)[:, column, place].tolist() for name in ("tp", "fp", "small_tp"))
+    rows = zip(counts["thresholds"], *tables, strict=True)
     return [
         FrocPoint(
             threshold,
-            fp[column] / counts["n_scans"],
-            tp[column] / counts["n_lesions"] if counts["n_lesions"] else None,
-            small[column] / counts["n_small"] if counts["n_small"] else None,
+            fp / counts["n_scans"],
+            tp / counts["n_lesions"] if counts["n_lesions"] else None,
+            small / counts["n_small"] if counts["n_small"] else None,
         )
         for threshold, tp, fp, small in reversed(list(rows))
     ]

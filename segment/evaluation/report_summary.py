@@ -146,9 +146,10 @@ def _operating_tile(summary: Mapping[str, Any], labels: Mapping[str, str]) -> Ti
     point = summary.get("operating_point")
     if not point:
         return Tile(labels["operating_point"], DASH, (labels["masks_given"],))
-    volume = point.get("min_lesion_mm3")
-    details = (labels["min_volume"].format(volume=f"{volume:g}"),) if volume else ()
-    return Tile(labels["operating_point"], f"p ≥ {point['threshold']:g}", details)
+    peak, volume = point.get("min_peak"), point.get("min_lesion_mm3")
+    details = [labels["min_peak"].format(peak=f"{peak:g}")] if peak else []
+    details += [labels["min_volume"].format(volume=f"{volume:g}")] if volume else []
+    return Tile(labels["operating_point"], f"p ≥ {point['threshold']:g}", tuple(details))
 
 
 def _count_tile(summary: Mapping[str, Any], labels: Mapping[str, str]) -> Tile:
@@ -222,7 +223,7 @@ def _froc(summary: Mapping[str, Any], labels: Mapping[str, str]) -> Chart:
     micro, chosen = summary["micro"], None
     caption = labels["froc_caption"]
     if summary.get("operating_point"):
-        # What the masks of this report did: with a minimum volume they need not lie on the curve.
+        # What the masks of this report did: with a minimum volume or peak they need not lie on the curve.
         recalls = micro["iou10"]["recall"], micro["small_lesion_recall"]
         chosen = FrocPoint(float(summary["operating_point"]["threshold"]), micro["fp_per_scan"], *recalls)
         caption += " " + labels["froc_ring"]

@@ -206,8 +206,10 @@ def _operating_point(values: Mapping[str, Any], path: Path, labels: Mapping[str,
     """The sentence, the notes and the chart of the operating point."""
     try:
         there, key = values["at_point"], "run_point" if values["chosen"] else "run_no_point"
+        peak = values.get("min_peak", 0.0)
         sentence = labels[key].format(
             threshold=f"{values['threshold']:g}",
+            peak=labels["run_point_peak"].format(peak=f"{peak:g}") if peak > 0 else "",
             volume=f"{values['min_lesion_mm3']:g}",
             recall=percent(there["small_lesion_recall"]),
             fp=number(there["fp_per_scan"], 2),

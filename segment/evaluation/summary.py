@@ -39,7 +39,7 @@ def summarise(
         config: As the results were made with.
         seed: Of the resampling.
         inputs: SHA-256 by path of what was read; stored as it is.
-        operating_point: What the masks were made with (`threshold`, `min_lesion_mm3`), stored as it is.
+        operating_point: What the masks were made with (`threshold`, `min_lesion_mm3`, `min_peak`), stored as it is.
         notes: What a reader should know about all cases; they come before those of single cases.
 
     Raises:

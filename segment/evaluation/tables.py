@@ -41,7 +41,7 @@ def write_report(
         seed: Of the resampling for the intervals.
         inputs: SHA-256 by path of what was read.
         scans: What a case's pictures are drawn from, by case id; None leaves its pictures out.
-        operating_point: What the masks were made with (`threshold`, `min_lesion_mm3`), where it is known.
+        operating_point: What the masks were made with (`threshold`, `min_lesion_mm3`, `min_peak`), where it is known.
         language: Of the page's labels: `en` or `zh`.
         draw_all: As in `write_html`.
         notes: As in `summarise`.

@@ -19,6 +19,7 @@ from segment.data.scan import Case
 from segment.errors import InputError
 from segment.evaluation.definitions import versions
 from segment.files import MARKER, claim_folder
+from segment.inference.operating_point import point_in_words
 from segment.inference.outputs import report_records, write_failures, write_manifest
 from segment.inference.point_in_use import PointInUse, point_in_use
 from segment.inference.predictor import Predictor
@@ -93,7 +94,7 @@ def settings_digest(predictor: Predictor, point: PointInUse) -> str:
             }
             for member in predictor.members
         ],
-        "point": [point.threshold, point.min_lesion_mm3],
+        "point": [point.threshold, point.min_lesion_mm3, point.min_peak],
         "evaluation": predictor.config.evaluation.model_dump(mode="json"),
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -124,7 +125,7 @@ def _claim(output: Path, *, force: bool, resume: bool, shard: Shard | None) -> N
 
 
 def _say(point: PointInUse) -> None:
-    print(f"threshold {point.threshold:g}, predictions from {point.min_lesion_mm3:g} mm3 ({point.source})")
+    print(f"{point_in_words(point.threshold, point.min_lesion_mm3, point.min_peak)} ({point.source})")
     for note in point.notes:
         print(f"  {note}")
 

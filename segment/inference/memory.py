@@ -42,11 +42,19 @@ EVALUATION_BYTES = 16  # a voxel, while a mask is compared with the expert's
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is made of a scan beside its mask: how many float maps are kept, whether any is written, and the scoring."""
+    """What is made of a scan beside its mask.
+
+    Attributes:
+        maps: How many float maps are kept.
+        written: Whether any of them is written.
+        scored: Whether the mask is compared with the expert's.
+        peaks: Whether it is kept where a lesion reaches its peak.
+    """
 
     maps: int
     written: bool
     scored: bool
+    peaks: bool = False
 
 
 class MemoryLimit:
@@ -111,7 +119,7 @@ class MemoryLimit:
             preparing = max(preparing, image + voxels + images - 4 * count + channel)
         resampled = any(count != voxels for count in networks)
         restoring = 4 * 6 * min(RESTORED_VALUES, classes * voxels) if resampled else 0
-        maps = voxels + 4 * wanted.maps * voxels * classes
+        maps = (1 + wanted.peaks) * voxels + 4 * wanted.maps * voxels * classes
         predicting = images + maps + slabs * self._slab_bytes(shapes) + restoring
         writing = maps + READ_BACK_BYTES * voxels
         if wanted.written:

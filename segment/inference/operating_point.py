@@ -1,7 +1,8 @@
-"""The operating point: threshold and smallest predicted lesion, chosen on the validation cases and kept with the model.
+"""The operating point: threshold, smallest predicted lesion and the peak that a predicted lesion must reach.
 
-By the highest recall of small lesions among the points with at most the target of false positives a scan. Several
-classes share one point; each is binarised alone and their counts are pooled.
+It is chosen on the validation cases, by the highest recall of small lesions among the points with at most the target of
+false positives a scan, and kept with the model. Several classes share one point; each is binarised alone and their
+counts are pooled.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from segment.inference.calibration import Reliability
 FILE, PLOT = "operating_point.json", "operating_point.svg"
 # The least volumes that are tried for predicted lesions; beyond 20 mm3 the small lesions themselves would go.
 MIN_VOLUMES_MM3 = (0.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
+# The highest probability that a predicted lesion must reach; close to 1, where an overconfident network's values crowd.
+MIN_PEAKS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 FEW_CASES = 5
 
 
@@ -52,7 +55,7 @@ def choose(points: Sequence[Point], options: OperatingPointConfig, *, n_scans: i
     none under the target finds any, the fewest false positives among those that find one.
 
     Args:
-        points: Of validation cases, all thresholds and minimum volumes.
+        points: Of validation cases, all thresholds, minimum volumes and peaks.
         options: Rule and target.
         n_scans: How many cases they are of.
     """
@@ -71,13 +74,15 @@ def choose(points: Sequence[Point], options: OperatingPointConfig, *, n_scans: i
     finding = [point for point in points if point.recall]
     if not finding:
         return Choice(None, "", ("no threshold finds a lesion of the validation cases: no operating point was chosen",))
-    nearest = min(finding, key=lambda point: (point.fp, -point.tp, -point.threshold, point.min_lesion_mm3))
+    nearest = min(
+        finding, key=lambda point: (point.fp, -point.tp, -point.threshold, point.min_lesion_mm3, point.min_peak)
+    )
     missed = f"no point with at most {target} finds a lesion: this is the nearest, with {nearest.fp_per_scan:.2f}"
     return Choice(nearest, "fewest_fp", (missed, *few))
 
 
 class PointSearch:
-    """Counts validation cases over thresholds and minimum volumes, and voxels for the calibration."""
+    """Counts validation cases over thresholds, minimum volumes and peaks, and voxels for the calibration."""
 
     def __init__(self, config: Config) -> None:
         options = config.inference
@@ -98,7 +103,7 @@ class PointSearch:
             grid: Of both.
 
         Returns:
-            The counts at the thresholds of a report, without a minimum volume beyond the configured one.
+            The counts at the thresholds of a report, without a minimum volume beyond the configured one or a peak.
         """
         sweep = sweep_case(
             label,
@@ -107,13 +112,15 @@ class PointSearch:
             config=self._config.evaluation,
             thresholds=self.thresholds,
             min_volumes_mm3=self.min_volumes_mm3,
+            min_peaks=MIN_PEAKS,
         )
         self._sweeps.append(sweep)
         self._cases.add(case_id)
         self._reliability.add(label, probability)
         rows = [self.thresholds.index(threshold) for threshold in THRESHOLDS]
-        part = {name: getattr(sweep, name)[rows, :1] for name in ("tp", "fp", "small_tp")}
-        return replace(sweep, thresholds=THRESHOLDS, min_volumes_mm3=self.min_volumes_mm3[:1], **part)
+        part = {name: getattr(sweep, name)[rows, :1, :1] for name in ("tp", "fp", "small_tp")}
+        least, peak = self.min_volumes_mm3[:1], MIN_PEAKS[:1]
+        return replace(sweep, thresholds=THRESHOLDS, min_volumes_mm3=least, min_peaks=peak, **part)
 
     def finish(self, *, model_sha256: str, inputs: Mapping[str, str]) -> dict[str, Any]:
         """The content of operating_point.json; at least one case was added.
@@ -134,6 +141,7 @@ class PointSearch:
         return {
             "threshold": point.threshold,
             "min_lesion_mm3": point.min_lesion_mm3,
+            "min_peak": point.min_peak,
             "chosen": choice.point is not None,
             "chosen_by": choice.chosen_by,
             "notes": list(choice.notes),
@@ -161,6 +169,12 @@ def write_operating_point(run_dir: Path, values: Mapping[str, Any]) -> None:
     write_operating_plot(run_dir / PLOT, values, page_labels("en"))
 
 
+def point_in_words(threshold: float, min_lesion_mm3: float, min_peak: float) -> str:
+    """What masks are made with, for the terminal; nothing is said of a peak of 0, which removes nothing."""
+    peak = f" in lesions that reach {min_peak:g}" if min_peak > 0 else ""
+    return f"threshold {threshold:g}{peak}, predictions from {min_lesion_mm3:g} mm3"
+
+
 def describe(values: Mapping[str, Any]) -> list[str]:
     """The chosen point in one line, and its notes, for the terminal."""
     point = values["at_point"]
@@ -168,18 +182,21 @@ def describe(values: Mapping[str, Any]) -> list[str]:
     recall = point["small_lesion_recall"]
     small = "no small lesions" if recall is None else f"small-lesion recall {recall:.2f}"
     what = "operating point" if values["chosen"] else "as configured"
-    line = f"{what}: threshold {point['threshold']:g}, predictions from {point['min_lesion_mm3']:g} mm3: {small}, "
+    words = point_in_words(point["threshold"], point["min_lesion_mm3"], point["min_peak"])
+    line = f"{what}: {words}: {small}, "
     line += f"{point['fp_per_scan']:.2f} false positives a scan on {n_scans} validation case{'s' * (n_scans != 1)}"
     return [line, *values["notes"]]
 
 
 def add_sweeps(sweeps: Sequence[Sweep]) -> Sweep:
-    """The sum of counts over cases, classes or runs, at the thresholds and volumes that all of them have."""
-    first = sweeps[0]
-    thresholds = tuple(value for value in first.thresholds if all(value in one.thresholds for one in sweeps))
-    volumes = tuple(value for value in first.min_volumes_mm3 if all(value in one.min_volumes_mm3 for one in sweeps))
-    if not thresholds or not volumes:
-        raise InputError("the runs' operating points share no threshold or minimum volume; pass --threshold")
+    """The sum of counts over cases, classes or runs, at the thresholds, volumes and peaks that all of them have."""
+
+    def shared(axis: str) -> tuple[float, ...]:
+        return tuple(value for value in getattr(sweeps[0], axis) if all(value in getattr(one, axis) for one in sweeps))
+
+    thresholds, volumes, peaks = shared("thresholds"), shared("min_volumes_mm3"), shared("min_peaks")
+    if not (thresholds and volumes and peaks):
+        raise InputError("the runs' operating points share no threshold, minimum volume or peak; pass --threshold")
 
     def total(name: str) -> np.ndarray:
         parts = (
@@ -187,6 +204,7 @@ def add_sweeps(sweeps: Sequence[Sweep]) -> Sweep:
                 np.ix_(
                     [one.thresholds.index(value) for value in thresholds],
                     [one.min_volumes_mm3.index(value) for value in volumes],
+                    [one.min_peaks.index(value) for value in peaks],
                 )
             ]
             for one in sweeps
@@ -194,7 +212,7 @@ def add_sweeps(sweeps: Sequence[Sweep]) -> Sweep:
         return np.sum(list(parts), axis=0)
 
     n_gt, n_small = sum(one.n_gt for one in sweeps), sum(one.n_small for one in sweeps)
-    return Sweep(thresholds, volumes, n_gt, n_small, total("tp"), total("fp"), total("small_tp"))
+    return Sweep(thresholds, volumes, peaks, n_gt, n_small, total("tp"), total("fp"), total("small_tp"))
 
 
 def counts_json(counts: Sweep, *, n_scans: int) -> dict[str, Any]:
@@ -202,6 +220,7 @@ def counts_json(counts: Sweep, *, n_scans: int) -> dict[str, Any]:
     return {
         "thresholds": list(counts.thresholds),
         "min_volumes_mm3": list(counts.min_volumes_mm3),
+        "min_peaks": list(counts.min_peaks),
         "n_scans": n_scans,
         "n_lesions": counts.n_gt,
         "n_small": counts.n_small,
@@ -210,17 +229,25 @@ def counts_json(counts: Sweep, *, n_scans: int) -> dict[str, Any]:
 
 
 def counts_from(values: Mapping[str, Any]) -> Sweep:
-    """Counts from plain values. Raises KeyError, TypeError or ValueError for broken ones."""
+    """Counts from plain values; those of before peaks, without `min_peaks`, are read as with a peak of 0.
+
+    Raises KeyError, TypeError or ValueError for broken ones.
+    """
     thresholds = tuple(float(value) for value in values["thresholds"])
     volumes = tuple(float(value) for value in values["min_volumes_mm3"])
+    peaks = tuple(float(value) for value in values.get("min_peaks", (0.0,)))
     tables = {name: np.array(values[name], np.int64) for name in ("tp", "fp", "small_tp")}
-    if any(table.shape != (len(thresholds), len(volumes)) for table in tables.values()):
-        raise ValueError(f"expected tables of {len(thresholds)} by {len(volumes)} counts")
-    return Sweep(thresholds, volumes, int(values["n_lesions"]), int(values["n_small"]), **tables)
+    if "min_peaks" not in values:
+        tables = {name: table[..., np.newaxis] for name, table in tables.items()}
+    if any(table.shape != (len(thresholds), len(volumes), len(peaks)) for table in tables.values()):
+        raise ValueError(f"expected tables of {len(thresholds)} by {len(volumes)} by {len(peaks)} counts")
+    return Sweep(thresholds, volumes, peaks, int(values["n_lesions"]), int(values["n_small"]), **tables)
 
 
 def _at(points: Sequence[Point], threshold: float, min_lesion_mm3: float) -> Point:
-    return next(point for point in points if (point.threshold, point.min_lesion_mm3) == (threshold, min_lesion_mm3))
+    """The point without a peak, for the configuration has none."""
+    wanted = (threshold, min_lesion_mm3, 0.0)
+    return next(point for point in points if (point.threshold, point.min_lesion_mm3, point.min_peak) == wanted)
 
 
 def _scaled(probability: float, temperature: float) -> float:

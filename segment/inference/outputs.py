@@ -84,13 +84,15 @@ def _print_points(summary: Mapping[str, Any]) -> None:
     """A table of what threshold 0.5 would have found and what the operating point in use found on these scans."""
     used, micro = summary["operating_point"], summary["micro"]
     half = next((point for point in summary["froc"]["points"] if point["threshold"] == HALF), None)
-    if half is None or (used["threshold"], used["min_lesion_mm3"]) == (HALF, 0.0):
+    peak = used.get("min_peak", 0.0)  # manifests of before peaks, which may still be merged, have none
+    if half is None or (used["threshold"], used["min_lesion_mm3"], peak) == (HALF, 0.0, 0.0):
         return
     table = Table(title=f"on these {summary['n_cases']} scans", title_justify="left")
     table.add_column("threshold", no_wrap=True)
     for name in ("recall", "small-lesion recall", "false pos. a scan"):
         table.add_column(name, justify="right")
-    name = f"{used['threshold']:g}, from {used['min_lesion_mm3']:g} mm3 (used)"
+    reached = f", peak {peak:g}" if peak > 0 else ""
+    name = f"{used['threshold']:g}{reached}, from {used['min_lesion_mm3']:g} mm3 (used)"
     rows = (
         ("0.5", half["recall"], half["small_lesion_recall"], half["fp_per_scan"]),
         (name, micro["iou10"]["recall"], micro["small_lesion_recall"], micro["fp_per_scan"]),

@@ -23,9 +23,10 @@ class PointInUse:
     Attributes:
         threshold: Probability from which a voxel is foreground, in (0, 1).
         min_lesion_mm3: Smaller components are removed.
-        source: Where both come from, in words.
+        source: Where they come from, in words.
         notes: What a reader should know, one sentence each.
         seen: SHA-256 of every file of the validation cases that chose it.
+        min_peak: Components whose highest probability is below it are removed, in [0, 1); 0 removes none.
     """
 
     threshold: float
@@ -33,16 +34,23 @@ class PointInUse:
     source: str
     notes: tuple[str, ...] = ()
     seen: frozenset[str] = frozenset()
+    min_peak: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """What the manifest and the report keep of it."""
-        return {"threshold": self.threshold, "min_lesion_mm3": self.min_lesion_mm3, "source": self.source}
+        return {
+            "threshold": self.threshold,
+            "min_lesion_mm3": self.min_lesion_mm3,
+            "min_peak": self.min_peak,
+            "source": self.source,
+        }
 
 
 @dataclass(frozen=True)
 class _Stored:
     threshold: float
     min_lesion_mm3: float
+    min_peak: float
     chosen: bool
     notes: tuple[str, ...]
     n_scans: int
@@ -55,10 +63,11 @@ def point_in_use(
 ) -> PointInUse:
     """The operating point for one run or an ensemble.
 
-    A threshold from the command line is used with the configured minimum volume. Else one run's operating_point.json
-    is used as it is. The mean of several networks is another network than each of them: for an ensemble the counts of
-    all its validation cases, which in cross-validation are each predicted by the network that has not seen them, are
-    pooled and one point is chosen on them by the first run's rule and target. Without any file the configuration holds.
+    A threshold from the command line is used with the configured minimum volume and no peak. Else one run's
+    operating_point.json is used as it is. The mean of several networks is another network than each of them: for an
+    ensemble the counts of all its validation cases, which in cross-validation are each predicted by the network that
+    has not seen them, are pooled and one point is chosen on them by the first run's rule and target. Without any file
+    the configuration holds.
 
     Args:
         runs: The run folders.
@@ -81,7 +90,7 @@ def point_in_use(
     if len(runs) == 1:
         (one,) = stored
         source = f"{FILE}, chosen on {_cases(one.n_scans)}" if one.chosen else "configuration"
-        return PointInUse(one.threshold, one.min_lesion_mm3, source, one.notes, seen)
+        return PointInUse(one.threshold, one.min_lesion_mm3, source, one.notes, seen, one.min_peak)
     n_scans = sum(one.n_scans for one in stored)
     points = pool([add_sweeps([one.counts for one in stored])], n_scans=n_scans)
     choice = choose(points, options.operating_point, n_scans=n_scans)
@@ -90,7 +99,8 @@ def point_in_use(
     if choice.point is None:
         return PointInUse(options.threshold, options.min_lesion_mm3, "configuration", notes, seen)
     source = f"chosen on {_cases(n_scans)} of {len(stored)} runs together"
-    return PointInUse(choice.point.threshold, choice.point.min_lesion_mm3, source, notes, seen)
+    point = choice.point
+    return PointInUse(point.threshold, point.min_lesion_mm3, source, notes, seen, point.min_peak)
 
 
 def read_point(path: Path, *, model_sha256: str) -> _Stored:
@@ -107,12 +117,14 @@ def read_point(path: Path, *, model_sha256: str) -> _Stored:
 
 def _stored(values: Mapping[str, Any]) -> _Stored:
     threshold, least = float(values["threshold"]), float(values["min_lesion_mm3"])
+    peak = float(values.get("min_peak", 0.0))  # files of before peaks have none
     n_scans = int(values["counts"]["n_scans"])
-    if not 0.0 < threshold < 1.0 or not least >= 0.0 or n_scans < 1:
-        raise ValueError(f"threshold {threshold}, min_lesion_mm3 {least}, {n_scans} scans")
+    if not 0.0 < threshold < 1.0 or not least >= 0.0 or not 0.0 <= peak < 1.0 or n_scans < 1:
+        raise ValueError(f"threshold {threshold}, min_lesion_mm3 {least}, min_peak {peak}, {n_scans} scans")
     return _Stored(
         threshold,
         least,
+        peak,
         bool(values["chosen"]),
         tuple(str(note) for note in values["notes"]),
         n_scans,

@@ -18,7 +18,7 @@ from segment.files import read_json, sha256_of
 from segment.inference.memory import MemoryLimit, Wanted, windows_within
 from segment.inference.model_file import compile_forward, load_model, window_batch
 from segment.inference.slabs import Slab, ahead, merge_slabs, predict_slabs, restore_slabs, slab_axis
-from segment.inference.tiles import Forward, label_voxels
+from segment.inference.tiles import Forward, label_voxels, peak_voxels
 from segment.inference.tta import voters_of
 from segment.inference.uncertainty import deviation_map, entropy_map
 
@@ -59,10 +59,12 @@ class Prediction:
     """What was found, on the scan's own grid and in its axis order; column-major in memory as its files are.
 
     Attributes:
-        mask: uint8 [X, Y, Z], the dataset's label values at the threshold; small components are still in it.
+        mask: uint8 [X, Y, Z], the dataset's label values at the threshold; `remove_doubtful` has still to be done.
         probabilities: float32 [X, Y, Z, classes] in [0, 1], or None.
         uncertainty: float32 [X, Y, Z, classes] in [0, 1], or None: the standard deviation of the votes or the entropy
             in bits, as `inference.uncertainty` says.
+        peaks: bool [X, Y, Z], where the probability reaches the peak that a lesion must reach; None where every lesion
+            does.
 
     All are 0 outside the box of the scan's non-zero voxels.
     """
@@ -70,6 +72,7 @@ class Prediction:
     mask: np.ndarray
     probabilities: np.ndarray | None
     uncertainty: np.ndarray | None
+    peaks: np.ndarray | None
 
 
 class Predictor:
@@ -89,15 +92,16 @@ class Predictor:
             _require_same(first, other, "labels", first.plan.label_values, other.plan.label_values)
         self.memory = MemoryLimit(self.members, self.config.inference.max_memory_gb)
 
-    def wanted(self, *, probabilities: bool, scored: bool) -> Wanted:
+    def wanted(self, *, probabilities: bool, scored: bool, peaks: bool = False) -> Wanted:
         """What is made of each scan beside its mask, as far as memory goes.
 
         Args:
             probabilities: Whether the probability maps are written.
             scored: Whether the masks are compared with labels, for which the probabilities are kept too.
+            peaks: Whether lesions must reach a peak above the threshold.
         """
         uncertain = self.config.inference.uncertainty != "none"
-        return Wanted((probabilities or scored) + uncertain, probabilities or uncertain, scored)
+        return Wanted((probabilities or scored) + uncertain, probabilities or uncertain, scored, peaks)
 
     @classmethod
     def load(cls, run_dirs: Sequence[Path], *, changes: Mapping[str, Any] | None = None) -> Predictor:
@@ -133,7 +137,7 @@ class Predictor:
         return prepared
 
     def predict_prepared(
-        self, prepared: Sequence[NetworkScan], *, threshold: float, keep_probabilities: bool
+        self, prepared: Sequence[NetworkScan], *, threshold: float, keep_probabilities: bool, min_peak: float = 0.0
     ) -> Prediction:
         """Runs the networks and brings what they find back to the scan's own grid, slab by slab.
 
@@ -143,28 +147,37 @@ class Predictor:
             prepared: As `prepare` gave it.
             threshold: Probability from which a voxel is foreground, in (0, 1); applied on the scan's own grid.
             keep_probabilities: Whether the probabilities are returned beside the mask.
+            min_peak: Highest probability that a lesion must reach, in [0, 1); up to the threshold every one does, and
+                `peaks` is not made.
 
         Raises:
             InputError: A network gave NaN.
         """
-        placement = prepared[0].placement
-        shape = (*placement.grid.shape, self.plan.classes)
-        uncertainty = self.config.inference.uncertainty
-        wanted = self.wanted(probabilities=keep_probabilities, scored=False)
-        mask = np.zeros(shape[:3], np.uint8, order="F")
-        maps = [
-            np.zeros(shape, np.float32, order="F") if wanted else None
-            for wanted in (keep_probabilities, uncertainty != "none")
-        ]
+        placement, peaked = prepared[0].placement, min_peak > threshold
+        found = self._empty(placement, keep_probabilities, peaked)
+        wanted = self.wanted(probabilities=keep_probabilities, scored=False, peaks=peaked)
         for slab in self._slabs(prepared, wanted):
-            _planes(mask, placement, slab)[...] = label_voxels(slab.mean, self.plan, threshold=threshold)
-            if maps[0] is not None:
-                _planes(maps[0], placement, slab)[...] = slab.mean
-            if maps[1] is not None:
+            _planes(found.mask, placement, slab)[...] = label_voxels(slab.mean, self.plan, threshold=threshold)
+            if found.peaks is not None:
+                _planes(found.peaks, placement, slab)[...] = peak_voxels(slab.mean, min_peak=min_peak)
+            if found.probabilities is not None:
+                _planes(found.probabilities, placement, slab)[...] = slab.mean
+            if found.uncertainty is not None:
                 doubt = entropy_map(slab.mean) if slab.variance is None else deviation_map(slab.variance)
-                _planes(maps[1], placement, slab)[...] = doubt
+                _planes(found.uncertainty, placement, slab)[...] = doubt
             del slab
-        return Prediction(mask, *maps)
+        return found
+
+    def _empty(self, placement: Placement, keep_probabilities: bool, peaked: bool) -> Prediction:
+        """A prediction of zeros, to be filled slab by slab."""
+        shape = (*placement.grid.shape, self.plan.classes)
+        uncertain = self.config.inference.uncertainty != "none"
+        return Prediction(
+            mask=np.zeros(shape[:3], np.uint8, order="F"),
+            probabilities=np.zeros(shape, np.float32, order="F") if keep_probabilities else None,
+            uncertainty=np.zeros(shape, np.float32, order="F") if uncertain else None,
+            peaks=np.zeros(shape[:3], bool, order="F") if peaked else None,
+        )
 
     def _slabs(self, prepared: Sequence[NetworkScan], wanted: Wanted) -> Iterator[Slab]:
         """Slabs of the mean over all members, each with the same weight, on the crop that all grids share."""

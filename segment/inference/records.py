@@ -19,7 +19,7 @@ from segment.evaluation.metrics import CaseResult
 from segment.files import read_json, sha256_of, write_json
 
 RECORDS = "records"
-FORMAT = 1  # raise it when the keys of a record change
+FORMAT = 1  # raise it when records of before can no longer be read
 
 
 @dataclass(frozen=True)
@@ -153,10 +153,11 @@ def _result_json(result: CaseResult) -> Mapping[str, Any]:
 def _result_from(values: Mapping[str, Any]) -> CaseResult:
     sweep = None
     if values["sweep"] is not None:
-        parts = dict(values["sweep"])
-        for name in ("tp", "fp", "small_tp"):
-            parts[name] = np.array(parts[name], np.int64)
-        for name in ("thresholds", "min_volumes_mm3"):
+        parts = {"min_peaks": (0.0,), **values["sweep"]}  # records of before peaks have none, and tables of two axes
+        axes = ("thresholds", "min_volumes_mm3", "min_peaks")
+        for name in axes:
             parts[name] = tuple(parts[name])
+        for name in ("tp", "fp", "small_tp"):
+            parts[name] = np.array(parts[name], np.int64).reshape([len(parts[axis]) for axis in axes])
         sweep = Sweep(**parts)
     return CaseResult(values["case"], values["lesions"], tuple(values["notes"]), sweep)

@@ -31,7 +31,7 @@ from segment.inference.outputs import MAPS, REPORT
 from segment.inference.point_in_use import PointInUse
 from segment.inference.predictor import NetworkScan, Prediction, Predictor
 from segment.inference.records import Record, Shard, is_complete, read_record, without_results, write_record
-from segment.inference.tiles import remove_small
+from segment.inference.tiles import remove_doubtful
 from segment.memory_use import peak_bytes
 
 CHOSE_THE_POINT = "this scan is among those that chose the operating point: its figures there are too good"
@@ -46,7 +46,7 @@ class Job:
         output: The folder that is written.
         labels: Folder of expert masks CASE.nii.gz for the report, or None.
         probabilities: Whether probability maps are written too.
-        point: Threshold and smallest lesion.
+        point: Threshold, smallest lesion and the peak that a lesion must reach.
         settings: SHA-256 of all that the outputs depend on beside the inputs.
         resume: Whether cases that are complete are left as they are.
         shard: Which part of the cases this is, or None for all.
@@ -64,7 +64,11 @@ class Job:
     @property
     def wanted(self) -> Wanted:
         """What is made of each scan beside its mask."""
-        return self.predictor.wanted(probabilities=self.probabilities, scored=self.labels is not None)
+        return self.predictor.wanted(
+            probabilities=self.probabilities,
+            scored=self.labels is not None,
+            peaks=self.point.min_peak > self.point.threshold,
+        )
 
     def outputs_of(self, case_id: str) -> list[str]:
         """The files that are written for a case, by path below the output folder; the mask is the last."""
@@ -182,6 +186,7 @@ def predict(job: Job, passage: Passage) -> None:
         passage.scans,
         threshold=job.point.threshold,
         keep_probabilities=job.probabilities or job.labels is not None,
+        min_peak=job.point.min_peak,
     )
     passage.scans = []
 
@@ -191,8 +196,12 @@ def write(job: Job, passage: Passage) -> None:
     found = passage.prediction
     if passage.grid is None or found is None:
         raise ValueError(f"case {passage.case.case_id}: written before it was predicted")
-    remove_small(
-        found.mask, job.predictor.plan, min_lesion_mm3=job.point.min_lesion_mm3, voxel_mm3=passage.grid.voxel_mm3
+    remove_doubtful(
+        found.mask,
+        job.predictor.plan,
+        min_lesion_mm3=job.point.min_lesion_mm3,
+        voxel_mm3=passage.grid.voxel_mm3,
+        peaks=found.peaks,
     )
     maps = {"probabilities": found.probabilities, "uncertainty": found.uncertainty}
     names = job.outputs_of(passage.case.case_id)

@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from segment.data.planning import Plan, network_input
 from segment.errors import InputError
-from segment.evaluation.lesions import below, find_components, look_up
+from segment.evaluation.lesions import below, components_with, find_components, look_up
 
 # From float32 [batch, *patch, channels] to float32 logits [batch, *patch, classes]; *patch has 2 or 3 axes as the plan.
 Forward = Callable[[np.ndarray], np.ndarray]
@@ -206,28 +206,58 @@ def label_voxels(probabilities: np.ndarray, plan: Plan, *, threshold: float) -> 
     return mask
 
 
-def remove_small(mask: np.ndarray, plan: Plan, *, min_lesion_mm3: float, voxel_mm3: float) -> None:
-    """Sets connected components (26 neighbours) of a class that are smaller than a volume to 0, in place.
+def peak_voxels(probabilities: np.ndarray, *, min_peak: float) -> np.ndarray:
+    """Where the highest probability of any class reaches a peak.
+
+    For a peak above the threshold that class is the one that `label_voxels` gives the voxel.
+
+    Args:
+        probabilities: float32 [x, y, z, classes] in [0, 1].
+        min_peak: In (0, 1).
+
+    Returns:
+        bool [x, y, z].
+    """
+    reached = probabilities[..., 0] >= min_peak
+    for index in range(1, probabilities.shape[-1]):
+        reached |= probabilities[..., index] >= min_peak
+    return reached
+
+
+def remove_doubtful(
+    mask: np.ndarray, plan: Plan, *, min_lesion_mm3: float, voxel_mm3: float, peaks: np.ndarray | None
+) -> None:
+    """Sets connected components (26 neighbours) of a class that are too small or too faint to 0, in place.
 
     Args:
         mask: uint8 [x, y, z] of label values.
         plan: The classes' label values.
         min_lesion_mm3: Components below it go; 0 removes none.
         voxel_mm3: Volume of a voxel.
+        peaks: bool [x, y, z], as `peak_voxels` gives it; components without any of these voxels go. None removes none.
     """
-    if min_lesion_mm3 <= 0:
+    if min_lesion_mm3 <= 0 and peaks is None:
         return
     for value in plan.label_values.values():
         components = find_components(mask == value)
-        small = below(components.n_voxels * voxel_mm3, min_lesion_mm3)
-        if small.any():
-            mask[look_up(np.append(False, small), components.labels)] = 0
+        gone = below(components.n_voxels * voxel_mm3, min_lesion_mm3)
+        if peaks is not None:
+            gone |= ~components_with(components, peaks)
+        if gone.any():
+            mask[look_up(np.append(False, gone), components.labels)] = 0
 
 
 def to_mask(
-    probabilities: np.ndarray, plan: Plan, *, threshold: float, min_lesion_mm3: float, voxel_mm3: float
+    probabilities: np.ndarray,
+    plan: Plan,
+    *,
+    threshold: float,
+    min_lesion_mm3: float,
+    voxel_mm3: float,
+    min_peak: float = 0.0,
 ) -> np.ndarray:
-    """`label_voxels`, then `remove_small`: float32 [x, y, z, classes] to uint8 [x, y, z] of label values."""
+    """`label_voxels`, then `remove_doubtful`: float32 [x, y, z, classes] to uint8 [x, y, z] of label values."""
     mask = label_voxels(probabilities, plan, threshold=threshold)
-    remove_small(mask, plan, min_lesion_mm3=min_lesion_mm3, voxel_mm3=voxel_mm3)
+    peaks = peak_voxels(probabilities, min_peak=min_peak) if min_peak > threshold else None
+    remove_doubtful(mask, plan, min_lesion_mm3=min_lesion_mm3, voxel_mm3=voxel_mm3, peaks=peaks)
     return mask

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import make_scan, make_test_plan
-from inference_helpers import bright_is_lesion, lesion_image, make_member
+from builders import write_nifti
+from data_helpers import make_scan, make_test_plan, store_case
+from inference_helpers import bright_is_lesion, lesion_image, make_member, quick_config
 from scipy.special import expit
 
+from segment.inference.operating_point import PointSearch
 from segment.inference.predictor import Prediction, Predictor
 from segment.inference.tta import mirrors, voters_of
 from segment.inference.uncertainty import deviation_map, entropy_map, tally
+from segment.training.validation import evaluate_prepared
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -144,3 +147,30 @@ class TestPredictions:
         found = find(Predictor([member]), image)
         assert found.mask[2, 3, 4] == 3  # both reach the threshold there, the first is more probable
         assert set(np.unique(found.mask)) <= {0, 3, 7}
+
+
+class TestValidation:
+    def test_the_point_is_chosen_on_what_a_prediction_says(self, tmp_path: Path) -> None:
+        """A network whose mirrored views differ: with flips its mean decides, in the full validation alone."""
+        image, label = lesion_image((8, 8, 8))
+        write_nifti(tmp_path / "label.nii.gz", label, np.eye(4))
+        stored = store_case(tmp_path / "case", image[..., None], label)
+        prepared = [replace(stored, case=replace(stored.case, label_path=tmp_path / "label.nii.gz"))]
+        plan, ramp = make_test_plan(), np.linspace(-4, 4, 8, dtype=np.float32).reshape(8, 1, 1, 1)
+
+        def network(windows: np.ndarray) -> np.ndarray:
+            return windows / 10 + ramp
+
+        def seen(*, full: bool, flips: bool) -> np.ndarray:
+            config, maps = quick_config(flips=flips), []
+            search = PointSearch(config)
+            search.add = lambda case_id, mask, probability, grid: maps.append(probability)
+            kept = {"keep": lambda case, mask: None, "search": search}
+            evaluate_prepared(network, prepared, plan, config, full=full, **kept)
+            return maps[0]
+
+        alone = expit(image / 10 + ramp[..., 0])
+        mirrored = expit(image / 10 - ramp[..., 0])
+        assert np.allclose(seen(full=True, flips=False), alone, atol=1e-6)
+        assert np.allclose(seen(full=False, flips=True), alone, atol=1e-6)
+        assert np.allclose(seen(full=True, flips=True), (alone + mirrored) / 2, atol=1e-6)

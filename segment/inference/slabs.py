@@ -14,7 +14,8 @@ import numpy as np
 
 from segment.data.geometry import Placement, axis_matrix, resample
 from segment.data.planning import Plan
-from segment.inference.tiles import Forward, Tile, blend, cut_window, predict_windows, window_shape, window_tiles
+from segment.inference.tiles import Forward, Tile, blend, cut_window, window_shape, window_tiles
+from segment.inference.tta import voters_of
 from segment.inference.uncertainty import tally
 
 # From float32 [batch, *patch, channels] to float32 probabilities [batch, *patch, classes]; the patch has three axes.
@@ -164,12 +165,18 @@ def _votes(
             group, filled = [], 0
 
 
-def predict_volume(forward: Forward, image: np.ndarray, plan: Plan, *, overlap: float, window_batch: int) -> np.ndarray:
-    """`predict_slabs` with one network and no more, as one volume: float32 [x, y, z, classes] in [0, 1]."""
+def predict_volume(
+    forward: Forward, image: np.ndarray, plan: Plan, *, overlap: float, window_batch: int, flips: bool = False
+) -> np.ndarray:
+    """`predict_slabs` with one network, and with its mirrored views if asked for, as one volume.
+
+    Returns:
+        float32 [x, y, z, classes] in [0, 1].
+    """
     result = np.empty((*image.shape[:3], plan.classes), np.float32)
     axis = slab_axis(image.shape[:3], plan.patch_size)
     for slab in predict_slabs(
-        [lambda windows: predict_windows(forward, windows, plan)],
+        voters_of(forward, plan, flips=flips),
         image,
         plan,
         overlap=overlap,

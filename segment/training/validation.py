@@ -39,15 +39,17 @@ def make_forward(model: tf.keras.Model, plan: Plan, config: Config, *, before: C
     return forward
 
 
-def predict_case(forward: Forward, case: PreparedCase, plan: Plan, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Predicts a prepared case on the grid of its own scan.
+def predict_case(
+    forward: Forward, case: PreparedCase, plan: Plan, config: Config, *, flips: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predicts a prepared case on the grid of its own scan, with the network's mirrored views if asked for.
 
     Returns:
         mask uint8 [X, Y, Z] of the dataset's label values, and probabilities float32 [X, Y, Z, classes].
     """
     options = config.inference
     on_network_grid = predict_volume(
-        forward, case.image(), plan, overlap=options.overlap, window_batch=window_batch(config)
+        forward, case.image(), plan, overlap=options.overlap, window_batch=window_batch(config), flips=flips
     )
     probabilities = to_original(on_network_grid, case.placement)
     mask = to_mask(
@@ -66,7 +68,7 @@ def evaluate_prepared(
     plan: Plan,
     config: Config,
     *,
-    distances: bool,
+    full: bool,
     keep: Callable[[PreparedCase, np.ndarray], None],
     search: PointSearch | BudgetSearch,
 ) -> list[CaseResult]:
@@ -74,7 +76,8 @@ def evaluate_prepared(
 
     Args:
         prepared: Cases with labels.
-        distances: With HD95 and surface Dice, and with the greatest probability in each lesion; slower.
+        full: As a scan will be predicted, with flips where the configuration has them, and with HD95, surface Dice and
+            the greatest probability in each lesion; slower.
         keep: Called with each case and its mask, for example to write it.
         search: Is shown each case and class, to choose the operating point or the model.
 
@@ -83,7 +86,7 @@ def evaluate_prepared(
     """
     results: list[CaseResult] = []
     for case in prepared:
-        mask, probabilities = predict_case(forward, case, plan, config)
+        mask, probabilities = predict_case(forward, case, plan, config, flips=full and config.inference.flips)
         keep(case, mask)
         label, grid = _read_label(case)
         for channel, (name, value) in enumerate(plan.label_values.items()):
@@ -96,8 +99,8 @@ def evaluate_prepared(
                 config=config.evaluation,
                 value=value,
                 class_name=name,
-                probability=probability if distances else None,
-                distances=distances,
+                probability=probability if full else None,
+                distances=full,
             )
             if isinstance(search, PointSearch):
                 sweep = search.add(case.case.case_id, label == value, probability, grid)
@@ -137,7 +140,7 @@ def quick_validation(
         As `summarise`, with one bootstrap draw, and `at_budget` as `BudgetSearch.figures` gives it.
     """
     search = BudgetSearch(config, n_scans=len(prepared))
-    results = evaluate_prepared(forward, prepared, plan, config, distances=False, keep=keep, search=search)
+    results = evaluate_prepared(forward, prepared, plan, config, full=False, keep=keep, search=search)
     quick = config.evaluation.model_copy(update={"bootstrap_draws": 1})
     return summarise(results, config=quick, seed=config.seed, inputs={}) | {"at_budget": search.figures()}
 
@@ -174,7 +177,7 @@ def write_validation(
         scan = read_scan(case.case, with_label=False)
         write_mask(masks / f"{case.case.case_id}.nii.gz", mask, scan.grid, scan.header)
 
-    results = evaluate_prepared(forward, prepared, plan, config, distances=True, keep=keep, search=search)
+    results = evaluate_prepared(forward, prepared, plan, config, full=True, keep=keep, search=search)
     by_id = {case.case.case_id: case for case in prepared}
 
     def pictures(case_id: str) -> CasePictures | None:

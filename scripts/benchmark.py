@@ -19,7 +19,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.path.insert(0, str(BENCHMARKS.parent))
     modules = {
         name: f"benchmarks.{name}"
-        for name in ("step", "step_overhead", "data", "infer", "evaluate", "losses", "accuracy", "peers", "plan_memory")
+        for name in (
+            "step",
+            "step_overhead",
+            "data",
+            "infer",
+            "evaluate",
+            "losses",
+            "accuracy",
+            "ablation",
+            "peers",
+            "plan_memory",
+        )
         if (BENCHMARKS / f"{name}.py").is_file()
     }
     if not given or given[0] not in modules:

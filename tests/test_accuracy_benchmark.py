@@ -1,4 +1,4 @@
-"""What `scripts/benchmarks/accuracy.py` makes of its runs, and one whole comparison with a peer that takes no time."""
+"""What `accuracy.py` and `ablation.py` make of their runs, and one whole comparison and ablation in no time."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ import tensorflow as tf  # noqa: F401 - the four logical devices are set up befo
 from builders import AFFINE, tiny_dataset
 from cli_helpers import SHAPE, tiny_config
 
+from segment.config import load_config
 from segment.data.grid import Grid
 from segment.errors import InputError
+from segment.evaluation.froc import Sweep
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
-from benchmarks import accuracy  # noqa: E402
+from benchmarks import ablation, accuracy, timed_training  # noqa: E402
 from benchmarks.accuracy_table import accuracy_table, draw_accuracy, rows_of  # noqa: E402
 from benchmarks.scores import Scored, best_within, score_mask, score_thresholds  # noqa: E402
 
@@ -110,7 +112,7 @@ def test_a_whole_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SEGMENT_PEERS", sys.executable)
-    monkeypatch.setattr(accuracy, "PILOT_STEPS", 3)
+    monkeypatch.setattr(timed_training, "PILOT_STEPS", 3)
     recipe, data, output = tmp_path / "recipe.py", tmp_path / "data", tmp_path / "out"
     recipe.write_text(RECIPE)
     tiny_dataset(data, cases=2, shape=SHAPE, affine=AFFINE)
@@ -137,3 +139,45 @@ def test_a_whole_comparison(
     assert (output / "results.json").read_bytes() == before
     with pytest.raises(InputError, match="expected results of"):
         accuracy.main([*arguments[:-4], "--minutes", "2", "--output", str(output)])
+
+
+class TestAblation:
+    def test_the_best_point_within_a_budget_by_hand(self) -> None:
+        """Thresholds 0.1 and 0.5, volumes 0 and 5 mm3, peaks 0 and 0.9; 4 small lesions."""
+        found = np.array([[[4, 3], [2, 2]], [[2, 1], [1, 1]]])
+        false = np.array([[[9, 3], [5, 1]], [[4, 0], [2, 0]]])
+        counts = Sweep((0.1, 0.5), (0.0, 5.0), (0.0, 0.9), 6, 4, found, false, found)
+
+        def within(budget: int, **parts: bool) -> int:
+            return ablation.found_within(counts, budget, **({"volumes": True, "peaks": True} | parts))
+
+        assert [within(budget) for budget in (0, 3, 9)] == [1, 3, 4]
+        assert [within(budget, peaks=False) for budget in (0, 3, 9)] == [0, 1, 4]
+        assert [within(budget, volumes=False, peaks=False) for budget in (0, 4, 9)] == [0, 2, 4]
+
+    def test_every_variant_is_a_configuration(self) -> None:
+        recipe = SCRIPTS.parent / "configs" / "ms_lesions.yaml"
+        for given in ablation.VARIANTS.values():
+            load_config(recipe, overrides=given)
+
+    @pytest.mark.slow
+    def test_a_whole_ablation(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(timed_training, "PILOT_STEPS", 3)
+        monkeypatch.setattr(
+            ablation, "VARIANTS", {ablation.RECIPE: (), "no running mean of the weights": ("train.ema_decay=0",)}
+        )
+        tiny_dataset(tmp_path / "data", cases=1, shape=SHAPE, affine=AFFINE)
+        arguments = ["--data", str(tmp_path / "data"), "--config", str(tiny_config(tmp_path)), "--seeds", "0"]
+        arguments += ["--minutes", "0.01", "--output", str(tmp_path / "out")]
+        assert ablation.main(arguments) == 0
+        lines = (tmp_path / "out" / "table.md").read_text().splitlines()
+        assert [line.split("|")[1].strip() for line in lines[2:6]] == [
+            ablation.RECIPE,
+            "no running mean of the weights",
+            f"{ablation.RECIPE}, threshold and least volume",
+            f"{ablation.RECIPE}, threshold alone",
+        ]
+        before = (tmp_path / "out" / "results.json").read_bytes()
+        monkeypatch.setattr(ablation, "_run", lambda *_: pytest.fail("a finished run was repeated"))
+        assert ablation.main(arguments) == 0
+        assert (tmp_path / "out" / "results.json").read_bytes() == before

@@ -18,12 +18,6 @@ Nothing else should run beside it: what counts is how far a tool comes in the mi
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,16 +27,19 @@ from benchmarks.accuracy_table import OURS, accuracy_table, draw_accuracy
 from benchmarks.kept_results import open_results
 from benchmarks.peers import peer_python
 from benchmarks.scores import score_mask, score_thresholds
-from segment.config import load_config
-from segment.data.cases import Dataset, find_dataset
+from benchmarks.timed_training import (
+    HALVES,
+    ROOT,
+    label_of,
+    run_command,
+    run_segment,
+    steps_within,
+    train_half,
+    write_manifest,
+)
+from segment.data.cases import find_dataset
 from segment.data.scan import read_mask, read_probability
-from segment.errors import InputError
 from segment.files import read_json, write_json, write_text
-
-ROOT = Path(__file__).parents[2]
-PILOT_STEPS = 60
-SPARE = 0.95  # of the minutes: a machine is not the same from one run to the next
-HALVES = ("left", "right")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -134,20 +131,23 @@ class Comparison:
         return text
 
     def _ours(self, run: Run, folder: Path) -> dict[str, Any]:
-        write_manifest(self._data, run.train, folder / "train.csv")
-        write_manifest(self._data, run.test, folder / "test.csv")
-        steps, seconds, trained = self._steps(run, folder), 0.0, []
-        for half in HALVES:
-            trained.append(folder / half)
-            settings = [f"data.validation_half={half}", f"train.steps={steps}", f"train.validate_every={steps}"]
-            seconds += self._train(run, folder / "train.csv", trained[-1], settings)
+        for name in ("train", "test"):
+            write_manifest(self._data, getattr(run, name), folder / f"{name}.csv")
+
+        def train(steps: int, into: Path, half: str = HALVES[0]) -> float:
+            own, data = self._options, folder / "train.csv"
+            return train_half(own.config, data, half, seed=run.seed, steps=steps, folder=into, given=own.set)
+
+        steps = steps_within(self._options.minutes * 60 / len(HALVES), train, folder / "pilot")
+        trained = [folder / half for half in HALVES]
+        seconds = sum(train(steps, into, half) for into, half in zip(trained, HALVES, strict=True))
         output = folder / "predictions"
         members = [word for member in trained for word in ("--run", str(member))]
-        labels = str(_label_of(self._data, run.test).parent)
+        labels = str(label_of(self._data, run.test).parent)
         arguments = [*members, "--input", str(folder / "test.csv"), "--labels", labels, "--output", str(output)]
-        _segment("infer", [*arguments, "--probabilities", "--force"], folder / "infer.txt")
+        run_segment("infer", [*arguments, "--probabilities", "--force"], folder / "infer.txt")
         point = read_json(output / "manifest.json")["operating_point"]
-        label, grid = read_mask(_label_of(self._data, run.test))
+        label, grid = read_mask(label_of(self._data, run.test))
         mask, _ = read_mask(output / "masks" / f"{run.test}.nii.gz")
         probability, _ = read_probability(output / "probabilities" / f"{run.test}.nii.gz")
         chosen = score_mask(label, mask, grid, threshold=point["threshold"], least_mm3=point["min_lesion_mm3"])
@@ -156,60 +156,12 @@ class Comparison:
             "minutes": seconds / 60.0
         }
 
-    def _steps(self, run: Run, folder: Path) -> int:
-        """How many steps of each half fill the minutes; found by a short training."""
-        pilot = folder / "pilot"
-        settings = [f"data.validation_half={HALVES[0]}", f"train.steps={PILOT_STEPS}"]
-        settings += [f"train.validate_every={PILOT_STEPS}", f"train.log_every={PILOT_STEPS // 3}"]
-        seconds = self._train(run, folder / "train.csv", pilot, settings)
-        with (pilot / "metrics.csv").open(encoding="utf-8", newline="") as handle:
-            speed = float(list(csv.DictReader(handle))[-1]["patches_per_second"])
-        step = load_config(pilot / "config.yaml").train.patches_per_step / speed
-        return max(int((self._options.minutes * 60.0 * SPARE / len(HALVES) - seconds) / step) + PILOT_STEPS, 1)
-
-    def _train(self, run: Run, data: Path, folder: Path, settings: Sequence[str]) -> float:
-        """Seconds of a whole `segment train`."""
-        given = [*self._options.set, f"data.root={json.dumps(str(data))}", f"seed={run.seed}", *settings]
-        arguments = [str(self._options.config), *given, "--run-dir", str(folder), "--force"]
-        return _segment("train", arguments, folder.with_suffix(".txt"))
-
     def _peer(self, run: Run, folder: Path) -> dict[str, Any]:
         command = [str(peer_python()), str(self._options.recipe), "--data", str(self._options.data)]
         command += ["--train", run.train, "--test", run.test, "--net", run.tool, "--seed", str(run.seed)]
         command += ["--minutes", str(self._options.minutes), "--output", str(folder)]
-        _call(command, folder / "peer.txt", {})
-        label, grid = read_mask(_label_of(self._data, run.test))
+        run_command(command, folder / "peer.txt", {})
+        label, grid = read_mask(label_of(self._data, run.test))
         probability, _ = read_probability(folder / f"{run.test}.nii.gz")
         every = score_thresholds(label, probability[..., 0], grid)
         return {"thresholds": [one.to_json() for one in every], "minutes": self._options.minutes}
-
-
-def _segment(command: str, arguments: Sequence[str], log: Path) -> float:
-    whole = [sys.executable, str(ROOT / "scripts" / f"{command}.py"), *arguments]
-    return _call(whole, log, {"PYTHONPATH": str(ROOT)})
-
-
-def _call(command: Sequence[str], log: Path, environment: dict[str, str]) -> float:
-    """Wall seconds of a command whose words go to a file. Raises InputError when it fails."""
-    began = time.perf_counter()
-    with log.open("w", encoding="utf-8") as handle:
-        code = subprocess.run(
-            command, stdout=handle, stderr=handle, env={**os.environ, **environment}, check=False
-        ).returncode
-    if code:
-        raise InputError(f"{' '.join(command[1:4])}: expected exit code 0, found {code}; see {log}")
-    return time.perf_counter() - began
-
-
-def _label_of(data: Dataset, case_id: str) -> Path:
-    path = next(case.label_path for case in data.cases if case.case_id == case_id)
-    if path is None:
-        raise InputError(f"case {case_id} of {data.root}: expected a label, found none")
-    return path.resolve()
-
-
-def write_manifest(data: Dataset, case_id: str, path: Path) -> None:
-    """A dataset of one case, as a CSV manifest."""
-    case = next(case for case in data.cases if case.case_id == case_id)
-    cells = [case_id, *(str(image.resolve()) for image in case.image_paths), str(_label_of(data, case_id))]
-    write_text(path, ",".join(["case", *data.channel_names, "label"]) + "\n" + ",".join(cells) + "\n")

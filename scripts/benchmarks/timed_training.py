@@ -1,0 +1,97 @@
+"""Trainings as a person starts them, from the command line, that fill a number of minutes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from segment.config import load_config
+from segment.data.cases import Case, Dataset
+from segment.errors import InputError
+from segment.files import write_text
+
+ROOT = Path(__file__).parents[2]
+PILOT_STEPS = 60
+SPARE = 0.95  # of the minutes: a machine is not the same from one run to the next
+HALVES = ("left", "right")
+
+# Trains for so many steps into a folder and returns the seconds that the whole command took.
+Train = Callable[[int, Path], float]
+
+
+def train_half(
+    config: Path, data: Path, half: str, *, seed: int, steps: int, folder: Path, given: Sequence[str]
+) -> float:
+    """Seconds of a whole `segment train` that validates one half of each patient, once, at its end.
+
+    Args:
+        config: The configuration file.
+        data: A dataset.
+        half: Which half is validated on.
+        given: Options that replace those of the file, as KEY=VALUE.
+
+    Raises:
+        InputError: The training failed; names its log.
+    """
+    settings = [*given, f"data.root={json.dumps(str(data))}", f"data.validation_half={half}", f"seed={seed}"]
+    settings += [
+        f"train.steps={steps}",
+        f"train.validate_every={steps}",
+        f"train.log_every={max(1, min(steps // 3, 50))}",
+    ]
+    return run_segment(
+        "train", [str(config), *settings, "--run-dir", str(folder), "--force"], folder.with_suffix(".txt")
+    )
+
+
+def steps_within(seconds: float, train: Train, folder: Path) -> int:
+    """How many steps fill the seconds, with the start of the command and its validation; a short training finds out."""
+    spent = train(PILOT_STEPS, folder)
+    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as handle:
+        speed = float(list(csv.DictReader(handle))[-1]["patches_per_second"])
+    step = load_config(folder / "config.yaml").train.patches_per_step / speed
+    return max(int((seconds * SPARE - spent) / step) + PILOT_STEPS, 1)
+
+
+def run_segment(command: str, arguments: Sequence[str], log: Path) -> float:
+    """Wall seconds of `scripts/COMMAND.py`; raises as `run_command`."""
+    whole = [sys.executable, str(ROOT / "scripts" / f"{command}.py"), *arguments]
+    return run_command(whole, log, {"PYTHONPATH": str(ROOT)})
+
+
+def run_command(command: Sequence[str], log: Path, environment: dict[str, str]) -> float:
+    """Wall seconds of a command whose words go to a file. Raises InputError when it fails."""
+    began = time.perf_counter()
+    with log.open("w", encoding="utf-8") as handle:
+        code = subprocess.run(
+            command, stdout=handle, stderr=handle, env={**os.environ, **environment}, check=False
+        ).returncode
+    if code:
+        raise InputError(f"{' '.join(command[1:4])}: expected exit code 0, found {code}; see {log}")
+    return time.perf_counter() - began
+
+
+def case_of(data: Dataset, case_id: str) -> Case:
+    """The case with that id."""
+    return next(case for case in data.cases if case.case_id == case_id)
+
+
+def label_of(data: Dataset, case_id: str) -> Path:
+    """A case's label file. Raises InputError where it has none."""
+    path = case_of(data, case_id).label_path
+    if path is None:
+        raise InputError(f"case {case_id} of {data.root}: expected a label, found none")
+    return path.resolve()
+
+
+def write_manifest(data: Dataset, case_id: str, path: Path) -> None:
+    """A dataset of one case, as a CSV manifest."""
+    images = (str(image.resolve()) for image in case_of(data, case_id).image_paths)
+    cells = [case_id, *images, str(label_of(data, case_id))]
+    write_text(path, ",".join(["case", *data.channel_names, "label"]) + "\n" + ",".join(cells) + "\n")

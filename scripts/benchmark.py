@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "losses",
             "accuracy",
             "ablation",
+            "lesion_load",
             "lesion_pictures",
             "peers",
             "plan_memory",

@@ -25,6 +25,11 @@ class ModelConfig(Section):
     strides: tuple[tuple[PositiveInt, ...], ...] | None = Field(
         default=None, description="stride into each level after the first, per axis; null is planned from the spacing"
     )
+    norm: Literal["instance", "none"] = Field(
+        default="instance",
+        description="instance trains faster; none makes what a lesion looks like independent of how many others are in "
+        "its patch, for lesion loads unlike those trained on",
+    )
     residual: bool = False
     deep_supervision: bool = False
 

@@ -1,4 +1,4 @@
-"""`scripts/benchmarks/lesion_pictures.py`: which lesions it draws, and that the picture is whole."""
+"""`lesion_pictures.py`: which lesions it draws, and that the picture is whole; `lesion_load.py`: what it paints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from builders import write_nifti
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
-from benchmarks import lesion_pictures  # noqa: E402
+from benchmarks import lesion_load, lesion_pictures  # noqa: E402
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -45,3 +45,28 @@ def test_evenly_by_size() -> None:
     assert [row["volume_mm3"] for row in lesion_pictures.evenly(rows, 4)] == [0, 3, 6, 9]
     assert lesion_pictures.evenly(rows[:2], 4) == rows[:2]
     assert [row["volume_mm3"] for row in lesion_pictures.evenly(rows, 1)] == [0]
+
+
+class TestLesionLoad:
+    def test_large_lesions_become_normal_tissue_and_small_ones_stay(self) -> None:
+        rng = np.random.default_rng(1)
+        image = rng.normal((100, 50), 2, (30, 30, 30, 2)).astype(np.float32)
+        image[:2] = 0
+        label = np.zeros(image.shape[:3], bool)
+        label[10:17, 10:17, 10:17] = label[24:26, 24, 24] = True  # 343 and 2 mm3
+        image[label] += 60
+        painted, where = lesion_load.paint_over(image, label, voxel_mm3=1.0)
+        assert where[8:19, 8:19, 8:19].all()
+        assert where.sum() == 11**3
+        np.testing.assert_array_equal(painted[~where], image[~where])
+        assert painted[where].mean(axis=0) == pytest.approx([100, 50], abs=1.5)
+        assert painted[where].std(axis=0).max() < 4
+        unchanged, nowhere = lesion_load.paint_over(image, label, voxel_mm3=0.5)
+        assert not nowhere.any()
+        assert unchanged is image
+
+    def test_what_touches_nothing_known_is_strange(self) -> None:
+        found, known = np.zeros((2, 20, 20, 20), bool)
+        known[2:5, 2:5, 2:5] = True
+        found[4:8, 4, 4] = found[12, 12, 12] = found[15:17, 3, 3] = True
+        assert lesion_load.strange(found, known) == 2

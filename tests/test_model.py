@@ -14,7 +14,7 @@ import tensorflow as tf
 from data_helpers import make_test_plan
 
 from segment.data.planning import Plan
-from segment.model import build_unet, run_network
+from segment.model import InstanceNorm, build_unet, run_network
 from segment.model.unet import EPSILON, NEGATIVE_SLOPE
 
 REPOSITORY = Path(__file__).parents[1]
@@ -185,6 +185,26 @@ class TestPlanChoices:
     def test_no_convolution_has_a_bias(self) -> None:
         names = [weight.name for weight in build_unet(plan_3d(), seed=0).trainable_variables]
         assert sum("bias" in name for name in names) == 1  # the logits
+
+    @pytest.mark.parametrize("residual", [False, True])
+    def test_without_a_norm_far_voxels_have_no_say(self, residual: bool, tmp_path: Path) -> None:
+        """With one, a bright spot in a corner changes every logit; without, those within reach of it alone."""
+        plan = plan_3d(patch_size=(48, 8, 4), residual=residual, norm="none")
+        image = images(plan, 1).numpy()
+        other = image.copy()
+        other[:, 0, 0, 0] += 50
+        moved = {}
+        for norm in ("none", "instance"):
+            model = build_unet(replace(plan, norm=norm), seed=0)
+            moved[norm] = np.abs(np.subtract(model(other), model(image)))
+        assert moved["none"][:, :8].max() > 0.01
+        assert moved["none"][:, 40:].max() == 0.0
+        assert moved["instance"][:, 40:].max() > 1e-3
+        assert not any(isinstance(layer, InstanceNorm) for layer in build_unet(plan, seed=0).layers)
+        model = build_unet(plan, seed=0)
+        model.save(tmp_path / "model.keras")
+        loaded = tf.keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
+        assert np.array_equal(loaded(image), model(image))
 
 
 class TestSeed:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from segment.model.layers import InstanceNorm, LeakyReLU, instance_norm
+from segment.model.layers import ChannelScale, InstanceNorm, LeakyReLU, instance_norm
 
 EPSILON = 2e-3  # large enough for a norm that forgets it to fail
 
@@ -114,6 +114,21 @@ class TestInstanceNorm:
         layer = InstanceNorm(epsilon=0.25, name="norm")
         again = InstanceNorm.from_config(layer.get_config())
         assert (again.epsilon, again.name) == (0.25, "norm")
+
+
+class TestChannelScale:
+    @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+    def test_scales_and_shifts_every_channel_in_the_format_of_its_input(self, dtype: str) -> None:
+        layer = ChannelScale(dtype=tf.keras.mixed_precision.Policy(dtype))
+        features = draw(2, 4, 3, 5, 2)
+        layer.build(features.shape)
+        layer.set_weights([np.array([2.0, -0.5], np.float32), np.array([1.0, 3.0], np.float32)])
+        given = tf.constant(features) if dtype == "float32" else tf.cast(features, tf.bfloat16)
+        result = layer(given)
+        assert result.dtype == given.dtype
+        expected = tf.cast(given, tf.float32).numpy() * [2.0, -0.5] + [1.0, 3.0]
+        assert np.allclose(tf.cast(result, tf.float32), expected, atol=1e-6 if dtype == "float32" else 0.05)
+        assert {weight.dtype for weight in layer.get_weights()} == {np.dtype("float32")}
 
 
 class TestLeakyReLU:

@@ -206,9 +206,10 @@ class TestCtWindows:
 class TestJson:
     plan = make_plan(DATASET, FINGERPRINT, Config())
 
-    @pytest.mark.parametrize("dimensions", [2, 3])
-    def test_round_trip(self, dimensions: int) -> None:
-        plan = make_plan(DATASET, FINGERPRINT, config(model={"dimensions": dimensions}))
+    @pytest.mark.parametrize("model", [{"dimensions": 2}, {"dimensions": 3}, {"norm": "none"}])
+    def test_round_trip(self, model: dict[str, object]) -> None:
+        plan = make_plan(DATASET, FINGERPRINT, config(model=model))
+        assert plan.norm == model.get("norm", "instance")
         assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
     @pytest.mark.parametrize(
@@ -224,6 +225,7 @@ class TestJson:
             ({"kernels": [[3, 3]] * 4}, "2 or 3 values in every stride and kernel"),
             ({"spacing_mm": [1, 1, 0]}, "spacing_mm above 0"),
             ({"colour": "red"}, "'colour' is unknown"),
+            ({"norm": "batch"}, "expected the norm instance or none, found 'batch'"),
         ],
     )
     def test_broken_values_are_named(self, change: dict[str, object], message: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kept_results import open_results
-from benchmarks.timed_training import HALVES, ROOT, steps_within, train_half, write_manifest
+from benchmarks.timed_training import HALVES, ROOT, train_half, train_within, write_manifest
 from benchmarks.timing import table
 from segment.data.cases import find_dataset
 from segment.evaluation.froc import Point, Sweep, pool
@@ -56,6 +56,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "no running mean of the weights": ("train.ema_decay=0",),
     "no flips at prediction": ("inference.flips=false",),
     "patches of 48³": ("model.patch_size=[48, 48, 48]",),
+    "no norm": ("model.norm=none",),
     "intensities: z-score": ("data.normalization=zscore",),
 }
 
@@ -110,8 +111,7 @@ def _run(options: argparse.Namespace, case_id: str, seed: int, given: Sequence[s
     def train(steps: int, into: Path) -> float:
         return train_half(options.config, data, half, seed=seed, steps=steps, folder=into, given=given)
 
-    steps = steps_within(options.minutes * 60, train, folder / "pilot")
-    seconds = train(steps, folder / "run")
+    steps, seconds = train_within(options.minutes * 60, [train], [folder / "run"], folder / "pilot")
     counts = read_json(folder / "run" / "operating_point.json")["counts"]
     dice = read_json(folder / "run" / "validation" / "report" / "summary.json")["macro"]["dice"]["mean"]
     return {"case": case_id, "steps": steps, "minutes": seconds / 60, "counts": counts, "dice": dice}

@@ -30,11 +30,12 @@ from benchmarks.scores import score_mask, score_thresholds
 from benchmarks.timed_training import (
     HALVES,
     ROOT,
+    Train,
     label_of,
     run_command,
     run_segment,
-    steps_within,
     train_half,
+    train_within,
     write_manifest,
 )
 from segment.data.cases import find_dataset
@@ -134,13 +135,9 @@ class Comparison:
         for name in ("train", "test"):
             write_manifest(self._data, getattr(run, name), folder / f"{name}.csv")
 
-        def train(steps: int, into: Path, half: str = HALVES[0]) -> float:
-            own, data = self._options, folder / "train.csv"
-            return train_half(own.config, data, half, seed=run.seed, steps=steps, folder=into, given=own.set)
-
-        steps = steps_within(self._options.minutes * 60 / len(HALVES), train, folder / "pilot")
         trained = [folder / half for half in HALVES]
-        seconds = sum(train(steps, into, half) for into, half in zip(trained, HALVES, strict=True))
+        trainings = [self._training(run, folder / "train.csv", half) for half in HALVES]
+        steps, seconds = train_within(self._options.minutes * 60, trainings, trained, folder / "pilot")
         output = folder / "predictions"
         members = [word for member in trained for word in ("--run", str(member))]
         labels = str(label_of(self._data, run.test).parent)
@@ -155,6 +152,12 @@ class Comparison:
         return {"chosen": chosen.to_json(), "thresholds": [one.to_json() for one in every], "steps": steps} | {
             "minutes": seconds / 60.0
         }
+
+    def _training(self, run: Run, data: Path, half: str) -> Train:
+        own = self._options
+        return lambda steps, folder: train_half(
+            own.config, data, half, seed=run.seed, steps=steps, folder=folder, given=own.set
+        )
 
     def _peer(self, run: Run, folder: Path) -> dict[str, Any]:
         command = [str(peer_python()), str(self._options.recipe), "--data", str(self._options.data)]

@@ -14,7 +14,7 @@ from pathlib import Path
 from segment.config import load_config
 from segment.data.cases import Case, Dataset
 from segment.errors import InputError
-from segment.files import write_text
+from segment.files import read_json, write_json, write_text
 
 ROOT = Path(__file__).parents[2]
 PILOT_STEPS = 60
@@ -50,7 +50,31 @@ def train_half(
     )
 
 
-def steps_within(seconds: float, train: Train, folder: Path) -> int:
+def train_within(seconds: float, train: Sequence[Train], folders: Sequence[Path], pilot: Path) -> tuple[int, float]:
+    """Trains one network after the other, together for so many seconds with their start and their validation.
+
+    What an earlier call has finished is not done again.
+
+    Args:
+        seconds: Of all of them together.
+        train: One for each network; the first is also tried out for a few steps.
+        folders: Of their runs.
+        pilot: Of that trial.
+
+    Returns:
+        The steps of each, and the wall seconds of all.
+    """
+    kept = [folder.with_suffix(".json") for folder in folders]
+    done = {path: read_json(path) for path in kept if path.exists()}
+    steps = next(iter(done.values()))["steps"] if done else _steps_within(seconds / len(train), train[0], pilot)
+    for one, folder, path in zip(train, folders, kept, strict=True):
+        if path not in done:
+            done[path] = {"steps": steps, "seconds": one(steps, folder)}
+            write_json(path, done[path])
+    return steps, sum(one["seconds"] for one in done.values())
+
+
+def _steps_within(seconds: float, train: Train, folder: Path) -> int:
     """How many steps fill the seconds, with the start of the command and its validation; a short training finds out."""
     spent = train(PILOT_STEPS, folder)
     with (folder / "metrics.csv").open(encoding="utf-8", newline="") as handle:

@@ -40,6 +40,7 @@ class Plan:
         ct_windows: With `percentile`, for each channel that is CT: low, high, mean and standard deviation of the voxels
             inside lesions over the training cases, as in nnU-Net; None for other channels. Empty where no channel is.
         slices: Slices that a 2D model sees as channels, its own in the middle: odd; 1 in 3D.
+        norm: `instance` or `none`.
     """
 
     channel_names: tuple[str, ...]
@@ -57,6 +58,7 @@ class Plan:
     distance_head: bool = False
     slices: int = 1
     ct_windows: tuple[tuple[float, float, float, float] | None, ...] = ()
+    norm: str = "instance"
 
     @property
     def dimensions(self) -> int:
@@ -137,6 +139,7 @@ def _parse(values: dict[str, Any]) -> Plan:
         distance_head=bool(values.get("distance_head", False)),
         slices=int(values.get("slices", 1)),
         ct_windows=tuple(_window(window) for window in values.get("ct_windows", ())),
+        norm=str(values.get("norm", "instance")),
     )
 
 
@@ -154,6 +157,8 @@ def _check(plan: Plan) -> None:
             f"plan: {levels} filters need {levels} kernels and {levels - 1} strides, "
             f"found {len(plan.kernels)} and {len(plan.strides)}"
         )
+    if plan.norm not in ("instance", "none"):
+        raise InputError(f"plan: expected the norm instance or none, found {plan.norm!r}")
     lengths = {len(entry) for entry in (*plan.strides, *plan.kernels)}
     if lengths not in ({2}, {3}):
         raise InputError(f"plan: expected 2 or 3 values in every stride and kernel, found {sorted(lengths)}")
@@ -242,6 +247,7 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, config: Config) -> Pla
         distance_head="predicted_distance" in config.loss.maps,
         slices=model.slices,
         ct_windows=_ct_windows(dataset, fingerprint) if config.data.normalization == "percentile" else (),
+        norm=model.norm,
     )
 
 

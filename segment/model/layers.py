@@ -1,4 +1,4 @@
-"""Layers that Keras does not have, or has only slowly, or under two names: instance normalisation and leaky ReLU."""
+"""Layers that Keras does not have, or has only slowly, or under two names: instance norm, its absence, leaky ReLU."""
 
 from __future__ import annotations
 
@@ -72,6 +72,27 @@ class InstanceNorm(tf.keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "epsilon": self.epsilon}
+
+
+@tf.keras.utils.register_keras_serializable(package="segment")
+class ChannelScale(tf.keras.layers.Layer):
+    """A learnt scale and offset per channel without any statistics, where a network has no norm; both in float32.
+
+    What it gives at a voxel depends on no other voxel, so that a lesion looks the same however many others are near.
+    """
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        channels = (input_shape[-1],)
+        self.scale = self.add_weight(name="scale", shape=channels, dtype="float32", initializer="ones")
+        self.offset = self.add_weight(name="offset", shape=channels, dtype="float32", initializer="zeros")
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        scale, offset = (tf.cast(tf.convert_to_tensor(one), inputs.dtype) for one in (self.scale, self.offset))
+        return inputs * scale + offset
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        return tuple(input_shape)
 
 
 @tf.keras.utils.register_keras_serializable(package="segment")

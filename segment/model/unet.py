@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from segment.model.layers import InstanceNorm, LeakyReLU
+from segment.model.layers import ChannelScale, InstanceNorm, LeakyReLU
 from segment.model.upsampling import UpsampleJoin
 
 if TYPE_CHECKING:
@@ -26,9 +26,10 @@ LOGIT_KERNEL_DEVIATION = 0.1  # small, so that the first probabilities are the f
 def build_unet(plan: Plan, *, seed: int) -> tf.keras.Model:
     """Makes the untrained network of a plan, under the Keras precision policy in force.
 
-    Each level has two convolutions, each followed by instance norm and leaky ReLU, with a shortcut around both if the
-    plan says residual. The first convolution of a level after the first has the level's stride. The way up is a 1x1
-    convolution with pixel shuffle, joined with the features of the same level on the way down (`UpsampleJoin`).
+    Each level has two convolutions, each followed by instance norm (or a learnt scale and offset where the plan has no
+    norm) and leaky ReLU, with a shortcut around both if the plan says residual. The first convolution of a level after
+    the first has the level's stride. The way up is a 1x1 convolution with pixel shuffle, joined with the features of
+    the same level on the way down (`UpsampleJoin`).
 
     Args:
         plan: Filters, strides and kernels per level; 2 or 3 dimensions; the patch size fixes the spatial input size.
@@ -85,15 +86,15 @@ class _Builder:
         )([coarse, skip])
         features, shortcut = features if residual else (features, None)
         if shortcut is not None:
-            shortcut = InstanceNorm(epsilon=EPSILON, name=f"{name}_shortcut_norm")(shortcut)
+            shortcut = self._norm(f"{name}_shortcut")(shortcut)
         return self._rest_of_level(features, shortcut, level, name)
 
     def _rest_of_level(self, features: tf.Tensor, shortcut: tf.Tensor | None, level: int, name: str) -> tf.Tensor:
         """What follows a level's first convolution."""
-        features = self._activation(InstanceNorm(epsilon=EPSILON, name=f"{name}_a_norm")(features), f"{name}_a")
+        features = self._activation(self._norm(f"{name}_a")(features), f"{name}_a")
         ones = (1,) * self._plan.dimensions
         features = self._conv(features, self._plan.filters[level], self._plan.kernels[level], ones, f"{name}_b")
-        features = InstanceNorm(epsilon=EPSILON, name=f"{name}_b_norm")(features)
+        features = self._norm(f"{name}_b")(features)
         if shortcut is not None:
             features = self._layers.Add(name=f"{name}_add")([features, shortcut])
         return self._activation(features, f"{name}_b")
@@ -103,7 +104,7 @@ class _Builder:
         if math.prod(strides) == 1 and features.shape[-1] == self._plan.filters[level]:
             return features
         features = self._conv(features, self._plan.filters[level], strides, strides, f"{name}_shortcut")
-        return InstanceNorm(epsilon=EPSILON, name=f"{name}_shortcut_norm")(features)
+        return self._norm(f"{name}_shortcut")(features)
 
     def _conv(
         self, features: tf.Tensor, filters: int, kernel: Sequence[int], strides: Sequence[int], name: str
@@ -118,6 +119,11 @@ class _Builder:
             kernel_initializer=tf.keras.initializers.HeNormal(seed=self._seed()),
             name=f"{name}_conv",
         )(features)
+
+    def _norm(self, name: str) -> tf.keras.layers.Layer:
+        if self._plan.norm == "none":
+            return ChannelScale(name=f"{name}_scale")
+        return InstanceNorm(epsilon=EPSILON, name=f"{name}_norm")
 
     def _activation(self, features: tf.Tensor, name: str) -> tf.Tensor:
         return LeakyReLU(slope=NEGATIVE_SLOPE, name=f"{name}_relu")(features)

@@ -1,0 +1,109 @@
+"""Whether what a network marks depends on how many lesions a patient has: large ones are painted over.
+
+For a run that was trained on one half of each patient (`data.validation_half`). In the half that it has not seen,
+lesions above 200 mm³ are replaced by normal tissue of the same scan, and false positives elsewhere are counted before
+and after. A network that judges each place by itself gives about the same number; one whose norms take statistics of
+the whole patch need not.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from benchmarks.timing import table
+from segment.config import load_config
+from segment.data.cases import find_dataset
+from segment.data.orientation import keep_half
+from segment.data.scan import Scan, read_scan
+from segment.errors import InputError
+from segment.evaluation.lesions import find_components, find_overlaps
+from segment.inference.predictor import Predictor
+
+THRESHOLDS = (0.5, 0.9)
+LARGE_MM3 = 200.0
+MARGIN = 2  # voxels around a lesion that go with it: its edge is brighter than tissue too
+AWAY = 3  # voxels: tissue at least so far from any lesion is normal
+TISSUE = (65.0, 90.0)  # percentiles of the last channel, T1: white matter
+TEXTURE = 0.6  # standard deviation in voxels of the noise that is painted
+_CUBE = np.ones((3, 3, 3), bool)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints a row for each case."""
+    options = _parser().parse_args(arguments)
+    half = load_config(options.run / "config.yaml").data.validation_half
+    if half is None:
+        raise InputError(f"{options.run}: expected a run with data.validation_half, found one without")
+    predictor = Predictor.load([options.run])
+    rows = []
+    for case in find_dataset(options.data, layout="auto").cases:
+        scan = read_scan(case, with_label=True)
+        label = _label(scan)
+        own = scan.image.copy()
+        keep_half(own, None, scan.grid.affine, half)
+        unseen = (own != 0).any(axis=-1)
+        painted, where = paint_over(scan.image, label, voxel_mm3=scan.grid.voxel_mm3)
+        for name, image in (("as it is", scan.image), ("painted over", painted)):
+            found = predictor.predict(replace(scan, image=image))[..., 0] * unseen
+            rows.append([case.case_id, name, *(strange(found >= t, label | where) for t in THRESHOLDS)])
+    print(table(["case", "large lesions", *(f"false positives at {threshold}" for threshold in THRESHOLDS)], rows))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py lesion_load",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  python scripts/benchmark.py lesion_load --run runs/ms --data DATASET",
+    )
+    parser.add_argument("--run", type=Path, required=True, help="run folder")
+    parser.add_argument("--data", type=Path, required=True, help="the dataset that it was trained on")
+    return parser
+
+
+def _label(scan: Scan) -> np.ndarray:
+    if scan.label is None:
+        raise InputError(f"case {scan.case_id}: expected a label, found none")
+    return np.asarray(scan.label) > 0
+
+
+def paint_over(image: np.ndarray, label: np.ndarray, *, voxel_mm3: float) -> tuple[np.ndarray, np.ndarray]:
+    """The scan without its large lesions, and where they were.
+
+    Args:
+        image: float32 [x, y, z, channels], 0 outside the subject; the last channel tells tissues apart.
+        label: Boolean [x, y, z].
+        voxel_mm3: Volume of a voxel.
+
+    Returns:
+        A new image whose painted voxels have mean and 0.7 of the standard deviation of normal tissue in every channel,
+        and boolean [x, y, z] of these voxels; the same image and none where no lesion is large.
+    """
+    lesions = find_components(label)
+    large = np.append(False, lesions.n_voxels * voxel_mm3 > LARGE_MM3)[lesions.labels]
+    where = ndimage.binary_dilation(large, _CUBE, iterations=MARGIN) & (image != 0).all(axis=-1)
+    if not where.any():
+        return image, where
+    last = image[..., -1]
+    low, high = np.percentile(last[last != 0], TISSUE)
+    normal = (last > low) & (last < high) & ~ndimage.binary_dilation(label, _CUBE, iterations=AWAY)
+    rng, result = np.random.default_rng(0), image.copy()
+    for channel in range(image.shape[-1]):
+        texture = ndimage.gaussian_filter(rng.normal(size=label.shape), TEXTURE)
+        values = image[..., channel][normal]
+        painted = values.mean() + 0.7 * values.std() * texture / texture.std()
+        result[..., channel][where] = painted[where]
+    return result, where
+
+
+def strange(found: np.ndarray, known: np.ndarray) -> int:
+    """How many components of a mask touch no known voxel."""
+    predicted, there = find_components(found), find_components(known)
+    return len(predicted) - len(np.unique(find_overlaps(there, predicted).pred))

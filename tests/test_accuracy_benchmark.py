@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ class TestTable:
         assert "small-lesion recall: 3.00 times that of fast, the better peer (bar 1.25, goal 1.5)" in text
         assert "| a to b seed 0 | segment | chosen: 0.7 |" in text
         assert "| a to b seed 0 | slow | best: none |" in text
+
+    def test_the_chosen_point_is_said_in_full(self) -> None:
+        full = replace(scored(threshold=0.35), least_peak=0.9, least_mm3=5.0)
+        text = accuracy_table({"segment-a-to-b-seed-0": run("segment", scored(), chosen=full)})
+        assert "| segment | chosen: 0.35, peak 0.9, from 5 mm³ |" in text
 
     def test_before_the_first_run(self) -> None:
         assert accuracy_table({}) == "no run has ended yet"

@@ -147,7 +147,8 @@ class Comparison:
         label, grid = read_mask(label_of(self._data, run.test))
         mask, _ = read_mask(output / "masks" / f"{run.test}.nii.gz")
         probability, _ = read_probability(output / "probabilities" / f"{run.test}.nii.gz")
-        chosen = score_mask(label, mask, grid, threshold=point["threshold"], least_mm3=point["min_lesion_mm3"])
+        used = {"threshold": point["threshold"], "least_mm3": point["min_lesion_mm3"], "least_peak": point["min_peak"]}
+        chosen = score_mask(label, mask, grid, **used)
         every = score_thresholds(label, probability[..., 0], grid)
         return {"chosen": chosen.to_json(), "thresholds": [one.to_json() for one in every], "steps": steps} | {
             "minutes": seconds / 60.0

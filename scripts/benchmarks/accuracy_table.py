@@ -105,7 +105,11 @@ def _groups(rows: Sequence[Row]) -> Iterator[tuple[tuple[str, str], list[Row]]]:
 def _at(row: Row) -> str:
     if row.scored is None:
         return f"{row.at}: none"
-    return row.at if row.at == f"{PLAIN}" else f"{row.at}: {row.scored.threshold:g}"
+    if row.at == f"{PLAIN}":
+        return row.at
+    peak = f", peak {row.scored.least_peak:g}" if row.scored.least_peak else ""
+    volume = f", from {row.scored.least_mm3:g} mm³" if row.scored.least_mm3 else ""
+    return f"{row.at}: {row.scored.threshold:g}{peak}{volume}"
 
 
 def _figures(row: Row) -> list[object]:

@@ -20,7 +20,7 @@ class Scored:
     """One prediction of one patient.
 
     Attributes:
-        threshold, least_mm3: What the mask was made with.
+        threshold, least_mm3, least_peak: What the mask was made with.
         small: Small lesions found (`iou10`), and their number.
         any: Lesions that share a voxel with the prediction, and their number.
         found: Lesions found (`iou10`).
@@ -39,6 +39,7 @@ class Scored:
     dice: float
     iou: float
     bins: dict[str, tuple[int, int]]
+    least_peak: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -61,7 +62,9 @@ class Scored:
         return self.any[0] / max(self.any[1], 1)
 
 
-def score_mask(label: np.ndarray, mask: np.ndarray, grid: Grid, *, threshold: float, least_mm3: float) -> Scored:
+def score_mask(
+    label: np.ndarray, mask: np.ndarray, grid: Grid, *, threshold: float, least_mm3: float, least_peak: float = 0.0
+) -> Scored:
     """Of a mask, uint8 [x, y, z] with the label's values, as it was written."""
     case = evaluate_case("patient", label, mask, grid, config=EvaluationConfig(), distances=False).case
     bins = {name: (row["hit"], row["n"]) for name, row in case["recall_by_bin"]["iou10"].items()}
@@ -76,6 +79,7 @@ def score_mask(label: np.ndarray, mask: np.ndarray, grid: Grid, *, threshold: fl
         dice=case["dice"] or 0.0,
         iou=case["iou"] or 0.0,
         bins=bins,
+        least_peak=least_peak,
     )
 
 

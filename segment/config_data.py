@@ -90,6 +90,11 @@ class AugmentationConfig(Section):
     noise_share: Share = 0.2
     blur_share: Share = 0.1
     low_resolution_share: Share = Field(default=0.1, description="thicker slices or coarser voxels, interpolated back")
+    lesion_removal_share: Share = Field(
+        default=0.0,
+        description="patches in which some of the lesions above 50 mm3 are painted over, so that a network trained on "
+        "many lesions is not lost where there are few",
+    )
     copy_paste_share: Share = Field(
         default=0.2, description="1 to 3 further lesions pasted into tissue like their own, small ones more often"
     )

@@ -48,6 +48,7 @@ def changed(image: np.ndarray, index: int = 1, **shares: float) -> np.ndarray:
 class TestShares:
     def test_these_are_all_there_are(self) -> None:
         moving = {"affine_share", "elastic_share", "dropout_share", "copy_paste_share", "channel_mixing_share"}
+        moving |= {"lesion_removal_share"}
         assert {name for name in OFF if name.endswith("_share")} == {*SHARES, *moving}
 
     @pytest.mark.parametrize("share", SHARES)

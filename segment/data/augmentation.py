@@ -6,6 +6,7 @@ or fail on volumes, so 3D has arithmetic of its own, channel by channel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -14,6 +15,7 @@ import numpy as np
 from segment.config import AugmentationConfig
 from segment.data.intensity import change_intensities
 from segment.data.lesion_paste import LesionPaster
+from segment.data.lesion_removal import remove_lesions
 from segment.data.planning import Plan, network_input
 from segment.data.preprocessing import PreparedCase
 from segment.data.sampling import PatchLocation, read_channels, read_patch
@@ -81,7 +83,7 @@ class Augmenter:
         else:
             channels = read_channels(case.image(), location.start, plan.patch_size)
             label = read_patch(case.label(), location.start, plan.patch_size)
-        self._paste(channels, label, streams)
+        self._change_lesions(channels, label, streams)
         change_intensities(channels, config, plan.spacing_mm, np.random.default_rng(streams[_CHANGE]))
         image = np.empty((*plan.patch_size, len(channels)), np.float32)
         for index, channel in enumerate(channels):
@@ -106,7 +108,7 @@ class Augmenter:
         flat, label = slices.move(flat, label, streams[_MOVE], keep=location.held is not None)
         image = flat.reshape(*flat.shape[:2], plan.slices, plan.channels)
         # The paster works on the scan's own axes; both are views, so it writes to these arrays.
-        self._paste(np.moveaxis(np.moveaxis(image, 2, axis), -1, 0), np.moveaxis(label, 2, axis), streams)
+        self._change_lesions(np.moveaxis(np.moveaxis(image, 2, axis), -1, 0), np.moveaxis(label, 2, axis), streams)
         seeds = [
             np.random.SeedSequence(streams[_CHANGE].entropy, spawn_key=(*streams[_CHANGE].spawn_key, index))
             for index in range(plan.channels)
@@ -116,7 +118,12 @@ class Augmenter:
         image = network_input(np.moveaxis(image, 2, axis), plan)
         return np.ascontiguousarray(image), np.ascontiguousarray(label[..., plan.slices // 2])
 
-    def _paste(self, channels: np.ndarray, label: np.ndarray, streams: Sequence[np.random.SeedSequence]) -> None:
+    def _change_lesions(
+        self, channels: np.ndarray, label: np.ndarray, streams: Sequence[np.random.SeedSequence]
+    ) -> None:
         rng = np.random.default_rng(streams[_PASTE])
+        share = self._config.lesion_removal_share
+        if share and rng.random() < share:
+            remove_lesions(channels, label, rng, voxel_mm3=math.prod(self._plan.spacing_mm))
         if self._paster is not None and rng.random() < self._config.copy_paste_share:
             self._paster.paste(channels, label, rng)

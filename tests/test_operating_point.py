@@ -65,11 +65,6 @@ class TestChoose:
         found = choose([point(0.9, 0.5, 0.1), best, point(0.3, 0.9, 1.5)], OPTIONS, n_scans=8)
         assert (found.point, found.chosen_by, found.notes) == (best, "small_lesion_recall", ())
 
-    def test_a_low_threshold_with_a_peak_is_left_out(self) -> None:
-        points = [point(0.2, 0.9, 1.0, min_peak=0.9), point(0.3, 0.8, 1.0, min_peak=0.9), point(0.2, 0.7, 1.0)]
-        assert choose(points, OPTIONS, n_scans=8).point is points[1]
-        assert choose([points[0], points[2]], OPTIONS, n_scans=8).point is points[2]
-
     def test_without_small_lesions_all_lesions_decide(self) -> None:
         best = point(0.5, None, 1.0, recall=0.7)
         found = choose([point(0.9, None, 0.1, recall=0.5), best], OPTIONS, n_scans=8)

@@ -30,9 +30,6 @@ FILE, PLOT = "operating_point.json", "operating_point.svg"
 MIN_VOLUMES_MM3 = (0.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
 # The highest probability that a predicted lesion must reach; close to 1, where an overconfident network's values crowd.
 MIN_PEAKS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
-# With a peak, lower thresholds are not chosen: the peak says what is a lesion, and they would only let it spread, the
-# farther the less a scan is like those that the network knows.
-LEAST_THRESHOLD_WITH_PEAK = 0.3
 FEW_CASES = 5
 
 
@@ -55,15 +52,13 @@ def choose(points: Sequence[Point], options: OperatingPointConfig, *, n_scans: i
     """The point that the rule picks, or the nearest thing to it, said in a note.
 
     Where no point under the target finds a small lesion, or there is none, the recall of all lesions decides; where
-    none under the target finds any, the fewest false positives among those that find one. Points with a peak and a
-    threshold below 0.3 are left out.
+    none under the target finds any, the fewest false positives among those that find one.
 
     Args:
         points: Of validation cases, all thresholds, minimum volumes and peaks.
         options: Rule and target.
         n_scans: How many cases they are of.
     """
-    points = [point for point in points if not point.min_peak or point.threshold >= LEAST_THRESHOLD_WITH_PEAK]
     target = f"{options.max_fp_per_scan:g} false positives a scan"
     few = [f"chosen on {n_scans} validation case{'s' * (n_scans > 1)}: others may do worse"] * (n_scans < FEW_CASES)
     if points[0].recall is None:

@@ -44,6 +44,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     RECIPE: (),
     "patches anywhere, not around lesions": ("data.lesion_patch_share=0",),
     "no copy-paste": ("augmentation.copy_paste_share=0",),
+    "no lesion removal": ("augmentation.lesion_removal_share=0",),
     "no rotation and scaling": ("augmentation.affine_share=0",),
     "channels mixed": ("augmentation.channel_mixing_share=0.5",),
     "loss: cross-entropy": (_terms(_BCE),),

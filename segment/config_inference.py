@@ -10,12 +10,17 @@ from segment.config_base import NonNegativeFloat, PositiveFloat, PositiveInt, Se
 
 
 class OperatingPointConfig(Section):
-    """How the threshold and the smallest predicted lesion are chosen on the validation cases after training."""
+    """How threshold, smallest predicted lesion and peak are chosen on the validation cases after training."""
 
     rule: Literal["small_lesion_recall", "recall"] = Field(
         default="small_lesion_recall", description="what is made as high as possible"
     )
     max_fp_per_scan: NonNegativeFloat = Field(default=1.0, description="the target: false positives a scan at most")
+    peaks: bool = Field(
+        default=False,
+        description="choose which probability a predicted lesion must reach somewhere, too: more small lesions at few "
+        "false positives",
+    )
 
 
 class InferenceConfig(Section):

@@ -43,7 +43,7 @@ def faint(false_positive: float) -> tuple[np.ndarray, np.ndarray]:
 
 def searched(cases: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
     """operating_point.json's content for cases of (label, probability) without any false positive allowed."""
-    search = PointSearch(quick_config(operating_point={"max_fp_per_scan": 0.0}))
+    search = PointSearch(quick_config(operating_point={"max_fp_per_scan": 0.0, "peaks": True}))
     for case_id, (label, probability) in cases.items():
         search.add(case_id, label > 0, probability, Grid(label.shape, np.eye(4)))
     return search.finish(model_sha256="m", inputs={f"{case_id}.nii": f"sha-{case_id}" for case_id in cases})
@@ -70,6 +70,13 @@ class TestChoice:
         marked = next(circle for circle in circles if circle.get("class") == "chosen")
         assert "Threshold 0.2: Recall 100%" in str(marked[0].text)
         assert "False positives a scan 0.00" in str(marked[0].text)  # 1 at this threshold without the peak
+
+    def test_only_where_it_is_asked_for(self) -> None:
+        search = PointSearch(quick_config())
+        label, probability = faint(0.5)
+        search.add("a", label > 0, probability, Grid(label.shape, np.eye(4)))
+        values = search.finish(model_sha256="m", inputs={})
+        assert (values["min_peak"], values["counts"]["min_peaks"]) == (0.0, [0.0])
 
     def test_in_words(self) -> None:
         assert describe(searched({"a": faint(0.5)}))[0] == (

@@ -90,6 +90,7 @@ class PointSearch:
         self.thresholds = tuple(sorted({*THRESHOLDS, options.threshold}))
         least = options.min_lesion_mm3
         self.min_volumes_mm3 = (least, *(volume for volume in MIN_VOLUMES_MM3 if volume > least))
+        self.min_peaks = MIN_PEAKS if options.operating_point.peaks else MIN_PEAKS[:1]
         self._sweeps: list[Sweep] = []
         self._cases: set[str] = set()
         self._reliability = Reliability()
@@ -112,14 +113,14 @@ class PointSearch:
             config=self._config.evaluation,
             thresholds=self.thresholds,
             min_volumes_mm3=self.min_volumes_mm3,
-            min_peaks=MIN_PEAKS,
+            min_peaks=self.min_peaks,
         )
         self._sweeps.append(sweep)
         self._cases.add(case_id)
         self._reliability.add(label, probability)
         rows = [self.thresholds.index(threshold) for threshold in THRESHOLDS]
         part = {name: getattr(sweep, name)[rows, :1, :1] for name in ("tp", "fp", "small_tp")}
-        least, peak = self.min_volumes_mm3[:1], MIN_PEAKS[:1]
+        least, peak = self.min_volumes_mm3[:1], self.min_peaks[:1]
         return replace(sweep, thresholds=THRESHOLDS, min_volumes_mm3=least, min_peaks=peak, **part)
 
     def finish(self, *, model_sha256: str, inputs: Mapping[str, str]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (BENCHMARKS / f"{name}.py").is_file()
     }
     if not given or given[0] not in modules:
-        known = "\n".join(f"  {name:<10} {_first_line(name)}" for name in modules)
+        known = "\n".join(f"  {name:<15} {_first_line(name)}" for name in modules)
         print(f"usage: python scripts/benchmark.py NAME [--help] [options]\n\n{known}")
         return 0 if given[:1] in ([], ["-h"], ["--help"]) else 2
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -147,6 +147,32 @@ def test_a_whole_comparison(
         accuracy.main([*arguments[:-4], "--minutes", "2", "--output", str(output)])
 
 
+class TestRefused:
+    """Before anything is trained."""
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["--minutes", "-1"], "--minutes: expected a number above 0, found -1"),
+            (["--recipe", "nowhere.py"], "--recipe: expected a script, found none at nowhere.py"),
+            (["--set", "model.norm=batch"], "model.norm"),
+            (["--data", "nowhere"], "nowhere"),
+        ],
+    )
+    def test_accuracy(self, tmp_path: Path, more: list[str], message: str) -> None:
+        tiny_dataset(tmp_path / "data", cases=2, shape=SHAPE, affine=AFFINE)
+        with pytest.raises(InputError, match=message):
+            accuracy.main(["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), *more])
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("more", [["--minutes", "nan"], ["--data", "nowhere"]])
+    def test_ablation(self, tmp_path: Path, more: list[str]) -> None:
+        tiny_dataset(tmp_path / "data", cases=1, shape=SHAPE, affine=AFFINE)
+        with pytest.raises(InputError, match="above 0|nowhere"):
+            ablation.main(["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), *more])
+        assert not (tmp_path / "out").exists()
+
+
 class TestAblation:
     def test_the_best_point_within_a_budget_by_hand(self) -> None:
         """Thresholds 0.1 and 0.5, volumes 0 and 5 mm3, peaks 0 and 0.9; 4 small lesions."""

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from builders import write_nifti
 
+from segment.errors import InputError
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 from benchmarks import lesion_load, lesion_pictures  # noqa: E402
@@ -38,6 +40,11 @@ def test_found_missed_and_false_positives(tmp_path: Path, capsys: pytest.Capture
     close_ups = list(root.findall(f"{SVG}svg"))
     assert [len(list(view.iter(f"{SVG}path"))) for view in close_ups] == [2, 1, 1]  # outlines of label and prediction
     assert all(view.find(f"{SVG}image") is not None for view in close_ups)
+
+
+def test_no_pictures_is_no_number_of_pictures(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--count: expected 1 or more"):
+        lesion_pictures.main([*(f"--{name}=x" for name in ("scan", "label", "mask", "output")), "--count", "0"])
 
 
 def test_evenly_by_size() -> None:

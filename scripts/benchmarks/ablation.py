@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kept_results import open_results
-from benchmarks.timed_training import HALVES, ROOT, train_half, train_within, write_manifest
+from benchmarks.timed_training import HALVES, ROOT, require_settings, train_half, train_within, write_manifest
 from benchmarks.timing import table
 from segment.data.cases import find_dataset
 from segment.evaluation.froc import Point, Sweep, pool
@@ -65,14 +65,15 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 def main(arguments: Sequence[str]) -> int:
     """Runs what is missing and writes results.json and table.md."""
     options = _parser().parse_args(arguments)
+    require_settings(options.config, (), minutes=options.minutes)
     output: Path = options.output.resolve()
-    output.mkdir(parents=True, exist_ok=True)
     variants = dict(VARIANTS)
     if options.shapes is not None:
         variants["external shapes pasted too"] = (f"augmentation.copy_paste_shapes={options.shapes.resolve()}",)
     settings = {"minutes": options.minutes, "config": options.config.name}
     results = open_results(output / "results.json", settings, parts=("runs",))
     cases = [case.case_id for case in find_dataset(options.data, layout="auto").cases]
+    output.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:
         for variant, given in variants.items():
             for case_id in cases:

@@ -32,6 +32,7 @@ from benchmarks.timed_training import (
     ROOT,
     Train,
     label_of,
+    require_settings,
     run_command,
     run_segment,
     train_half,
@@ -40,14 +41,18 @@ from benchmarks.timed_training import (
 )
 from segment.data.cases import find_dataset
 from segment.data.scan import read_mask, read_probability
+from segment.errors import InputError
 from segment.files import read_json, write_json, write_text
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs what is missing and writes results.json, table.md and accuracy.svg."""
     options = _parser().parse_args(arguments)
-    options.output.mkdir(parents=True, exist_ok=True)
+    require_settings(options.config, options.set, minutes=options.minutes)
+    if options.recipe is not None and not options.recipe.is_file():
+        raise InputError(f"--recipe: expected a script, found none at {options.recipe}")
     comparison = Comparison(options)
+    options.output.mkdir(parents=True, exist_ok=True)
     for run in comparison.missing():
         print(f"{run.name} ...", flush=True)
         comparison.keep(run)

@@ -13,6 +13,7 @@ from typing import Any
 
 from segment.config import EvaluationConfig
 from segment.data.scan import read_mask, read_volume, require_same_grid
+from segment.errors import InputError
 from segment.evaluation.metrics import evaluate_case
 from segment.evaluation.pictures import CasePictures, CaseViewer, Spot, View
 from segment.files import write_text
@@ -25,6 +26,8 @@ COLOURS = ("#56b4e9", "#ffb000")  # label and prediction, as in the report
 def main(arguments: Sequence[str]) -> int:
     """Writes the picture."""
     options = _parser().parse_args(arguments)
+    if options.count < 1:
+        raise InputError(f"--count: expected 1 or more pictures of each kind, found {options.count}")
     image, grid, _ = read_volume(options.scan)
     label, label_grid = read_mask(options.label)
     mask, mask_grid = read_mask(options.mask)

@@ -25,6 +25,13 @@ HALVES = ("left", "right")
 Train = Callable[[int, Path], float]
 
 
+def require_settings(config: Path, given: Sequence[str], *, minutes: float) -> None:
+    """Raises InputError before anything is trained: options of the configuration, or minutes that are none."""
+    load_config(config, given)
+    if not minutes > 0:
+        raise InputError(f"--minutes: expected a number above 0, found {minutes:g}")
+
+
 def train_half(
     config: Path, data: Path, half: str, *, seed: int, steps: int, folder: Path, given: Sequence[str]
 ) -> float:

@@ -49,7 +49,7 @@ DATA_ORDER = (
     ("budget",),
     ("audit",),
     ("audit_file", "plan_file"),
-    ("sampling", "spatial", "intensity", "slice_augmentation", "lesion_shapes"),
+    ("sampling", "spatial", "intensity", "slice_augmentation", "lesion_shapes", "lesion_removal"),
     ("lesion_paste",),
     ("augmentation",),
     ("patches",),

@@ -168,7 +168,7 @@ class TestRefused:
     @pytest.mark.parametrize("more", [["--minutes", "nan"], ["--data", "nowhere"]])
     def test_ablation(self, tmp_path: Path, more: list[str]) -> None:
         tiny_dataset(tmp_path / "data", cases=1, shape=SHAPE, affine=AFFINE)
-        with pytest.raises(InputError, match="above 0|nowhere"):
+        with pytest.raises(InputError, match=r"above 0|nowhere"):
             ablation.main(["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), *more])
         assert not (tmp_path / "out").exists()
 

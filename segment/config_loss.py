@@ -7,10 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from segment.config_base import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
+from segment.config_base import FractionBelowOne, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
 from segment.config_weighting import LossWeighting, RecallFeedbackWeighting, SchedulePoint, ScheduleWeighting
-
-FractionBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class BinaryCrossentropyTerm(Section):

@@ -7,9 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from segment.config_base import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
-
-FractionBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+from segment.config_base import FractionBelowOne, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
 
 
 class FixedWeighting(Section):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kept_results import open_results
+from benchmarks.options import benchmark_parser
 from benchmarks.timed_training import HALVES, ROOT, require_settings, train_half, train_within, write_manifest
 from benchmarks.timing import table
 from segment.data.cases import find_dataset
@@ -56,6 +57,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "weighting: dynamic average": (_weighting("dynamic_average"),),
     "no running mean of the weights": ("train.ema_decay=0",),
     "no flips at prediction": ("inference.flips=false",),
+    "two patches a step": ("train.batch_size=2",),
     "patches of 48³": ("model.patch_size=[48, 48, 48]",),
     "no norm": ("model.norm=none",),
     "intensities: z-score": ("data.normalization=zscore",),
@@ -90,12 +92,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py ablation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python scripts/benchmark.py ablation --data ../shared/data/ms --minutes 6",
-    )
+    parser = benchmark_parser("ablation", __doc__, "--data DATASET --minutes 6")
     parser.add_argument("--data", type=Path, required=True, help="dataset with labels; every case is a patient")
     parser.add_argument("--shapes", type=Path, help="folder of lesion masks without scans: one more variant")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "ms_lesions.yaml", help="the recipe")

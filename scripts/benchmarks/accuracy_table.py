@@ -24,13 +24,15 @@ class Row:
     Attributes:
         tool, at: Who, and which threshold that is in words.
         which: Trained on, tested on, and the seed.
-        scored: What it does there; None where no threshold has so few false positives.
+        scored: What it does there.
+        beyond: A peer that has more false positives than ours at every threshold.
     """
 
     tool: str
     at: str
     which: str
-    scored: Scored | None
+    scored: Scored
+    beyond: bool = False
 
 
 def rows_of(runs: Mapping[str, Mapping[str, Any]]) -> list[Row]:
@@ -43,7 +45,8 @@ def rows_of(runs: Mapping[str, Mapping[str, Any]]) -> list[Row]:
             rows.append(Row(OURS, "chosen", which, Scored.from_json(run["chosen"])))
         elif which in ours:
             limit = Scored.from_json(ours[which]["chosen"]).fp
-            rows.append(Row(run["tool"], "best", which, best_within(every, fp=limit)))
+            best = best_within(every, fp=limit)
+            rows.append(Row(run["tool"], "best", which, best, beyond=best.fp > limit))
         rows.append(Row(run["tool"], f"{PLAIN}", which, next(one for one in every if one.threshold == PLAIN)))
     return rows
 
@@ -53,7 +56,7 @@ def accuracy_table(runs: Mapping[str, Mapping[str, Any]]) -> str:
     rows = rows_of(runs)
     if not rows:
         return "no run has ended yet"
-    bins = list(next(row.scored for row in rows if row.scored).bins)
+    bins = list(rows[0].scored.bins)
     head = ["trained on, tested on", "tool", "threshold", *(f"{name} mm³" for name in bins), "≤ 50 mm³", "any"]
     head += ["false positives", "of them touching none", "Dice", "IoU"]
     cells = [[row.which, row.tool, _at(row), *_figures(row)] for row in rows]
@@ -84,12 +87,12 @@ def verdict(rows: Sequence[Row]) -> str:
 def draw_accuracy(runs: Mapping[str, Mapping[str, Any]]) -> str:
     """A row a tool and threshold, a panel a figure, a dot a run, as SVG."""
     groups = list(_groups(rows_of(runs)))
-    bins = list(next((row.scored.bins for _, group in groups for row in group if row.scored), {}))
+    bins = list(groups[0][1][0].scored.bins) if groups else []
     panels: dict[str, list[list[float]]] = {}
     for name in bins:
-        panels[f"{name} mm³"] = [[_share(row.scored.bins[name]) for row in group if row.scored] for _, group in groups]
+        panels[f"{name} mm³"] = [[_share(row.scored.bins[name]) for row in group] for _, group in groups]
     for name, figure in zip(SUMS, FIGURES, strict=True):
-        panels[name] = [[figure(row.scored) for row in group if row.scored] for _, group in groups]
+        panels[name] = [[figure(row.scored) for row in group] for _, group in groups]
     return draw_dots([f"{tool}, {at}" for (tool, at), _ in groups], panels, title="Small lesions on real patients")
 
 
@@ -103,19 +106,15 @@ def _groups(rows: Sequence[Row]) -> Iterator[tuple[tuple[str, str], list[Row]]]:
 
 
 def _at(row: Row) -> str:
-    if row.scored is None:
-        return f"{row.at}: none"
     if row.at == f"{PLAIN}":
         return row.at
     peak = f", peak {row.scored.least_peak:g}" if row.scored.least_peak else ""
     volume = f", from {row.scored.least_mm3:g} mm³" if row.scored.least_mm3 else ""
-    return f"{row.at}: {row.scored.threshold:g}{peak}{volume}"
+    return f"{row.at}: {row.scored.threshold:g}{peak}{volume}{', its fewest false positives' if row.beyond else ''}"
 
 
 def _figures(row: Row) -> list[object]:
     one = row.scored
-    if one is None:
-        return ["-"] * 10
     counts = [f"{hit} of {n}" for hit, n in (*one.bins.values(), one.small, one.any)]
     return [*counts, one.fp, one.fp_any, one.dice, one.iou]
 
@@ -134,8 +133,7 @@ FIGURES: tuple[Callable[[Scored], float], ...] = (
 
 
 def _mean_of(figure: Callable[[Scored], float]) -> Callable[[Sequence[Row]], float]:
-    """The mean over rows, in which a run without any allowed threshold finds nothing."""
-    return lambda rows: statistics.fmean(0.0 if row.scored is None else figure(row.scored) for row in rows)
+    return lambda rows: statistics.fmean(figure(row.scored) for row in rows)
 
 
 MEANS = tuple(_mean_of(figure) for figure in FIGURES)

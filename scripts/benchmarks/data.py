@@ -13,6 +13,7 @@ import albumentations
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.options import benchmark_parser
 from benchmarks.peers import run_peer
 from benchmarks.step import ours as training_step
 from benchmarks.timing import machine, median, seconds_of, table
@@ -37,12 +38,7 @@ SHARES = [name for name in AugmentationConfig.model_fields if name.endswith("_sh
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark and prints its tables."""
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py data",
-        description=__doc__,
-        epilog="example:\n  python scripts/benchmark.py data --repeats 7",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = benchmark_parser("data", __doc__, "--repeats 7")
     parser.add_argument("--dataset", type=Path, default=Path("sample_data"), help="scans to cut from")
     parser.add_argument("--patches", type=int, default=40, help="patches in each measurement (default: 40)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median is taken (default: 5)")

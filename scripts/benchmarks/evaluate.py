@@ -21,6 +21,7 @@ import numpy as np
 
 import segment
 from benchmarks.made_masks import make_pair, write_cases
+from benchmarks.options import benchmark_parser
 from benchmarks.peers import run_peer
 from benchmarks.timing import machine, median, table
 from segment.config import EvaluationConfig
@@ -48,12 +49,7 @@ OTHER_DEFINITION = {
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark and prints its tables; 1 where figures that must agree do not."""
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py evaluate",
-        description=__doc__,
-        epilog="example:\n  python scripts/benchmark.py evaluate --scaling 200",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = benchmark_parser("evaluate", __doc__, "--scaling 200")
     parser.add_argument("--shape", type=int, nargs=3, default=(256, 256, 192), help="voxels (default: 256 256 192)")
     parser.add_argument("--lesions", type=int, default=240, help="drawn; some touch (default: 240)")
     parser.add_argument("--spacing", type=float, nargs=3, default=(1.0, 1.0, 1.0), help="mm (default: 1 1 1)")

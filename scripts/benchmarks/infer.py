@@ -17,6 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from benchmarks.options import benchmark_parser
 from benchmarks.peers import run_peer
 from benchmarks.timing import machine, median, table
 from segment.errors import InputError
@@ -35,12 +36,7 @@ MIB_PER_GIB = 1024.0
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark and prints its tables."""
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py infer",
-        description=__doc__,
-        epilog="examples:\n  python scripts/benchmark.py infer\n  python scripts/benchmark.py infer --memory",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = benchmark_parser("infer", __doc__, "", "--memory")
     parser.add_argument("--windows", type=int, nargs="+", default=[64, 96], help="voxels along each axis")
     parser.add_argument("--shape", type=int, nargs=3, default=[182, 218, 182], help="voxels of the scan")
     parser.add_argument("--overlap", type=float, default=0.5, help="of neighbouring windows (default: 0.5)")

@@ -16,14 +16,16 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from benchmarks.options import benchmark_parser
 from benchmarks.timing import table
+from segment.commands.arguments import import_tensorflow
 from segment.config import load_config
 from segment.data.cases import find_dataset
 from segment.data.orientation import keep_half
 from segment.data.scan import Scan, read_scan
 from segment.errors import InputError
 from segment.evaluation.lesions import find_components, find_overlaps
-from segment.inference.predictor import Predictor
+from segment.progress import progress_bar
 
 THRESHOLDS = (0.5, 0.9)
 LARGE_MM3 = 200.0
@@ -40,29 +42,30 @@ def main(arguments: Sequence[str]) -> int:
     half = load_config(options.run / "config.yaml").data.validation_half
     if half is None:
         raise InputError(f"{options.run}: expected a run with data.validation_half, found one without")
+    cases = find_dataset(options.data, layout="auto").cases
+    import_tensorflow()
+    from segment.inference.predictor import Predictor
+
     predictor = Predictor.load([options.run])
     rows = []
-    for case in find_dataset(options.data, layout="auto").cases:
-        scan = read_scan(case, with_label=True)
-        label = _label(scan)
-        own = scan.image.copy()
-        keep_half(own, None, scan.grid.affine, half)
-        unseen = (own != 0).any(axis=-1)
-        painted, where = paint_over(scan.image, label, voxel_mm3=scan.grid.voxel_mm3)
-        for name, image in (("as it is", scan.image), ("painted over", painted)):
-            found = predictor.predict(replace(scan, image=image))[..., 0] * unseen
-            rows.append([case.case_id, name, *(strange(found >= t, label | where) for t in THRESHOLDS)])
+    with progress_bar("scans", 2 * len(cases)) as bar:
+        for case in cases:
+            scan = read_scan(case, with_label=True)
+            label = _label(scan)
+            own = scan.image.copy()
+            keep_half(own, None, scan.grid.affine, half)
+            unseen = (own != 0).any(axis=-1)
+            painted, where = paint_over(scan.image, label, voxel_mm3=scan.grid.voxel_mm3)
+            for name, image in (("as it is", scan.image), ("painted over", painted)):
+                found = predictor.predict(replace(scan, image=image))[..., 0] * unseen
+                rows.append([case.case_id, name, *(strange(found >= t, label | where) for t in THRESHOLDS)])
+                bar.advance()
     print(table(["case", "large lesions", *(f"false positives at {threshold}" for threshold in THRESHOLDS)], rows))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py lesion_load",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python scripts/benchmark.py lesion_load --run runs/ms --data DATASET",
-    )
+    parser = benchmark_parser("lesion_load", __doc__, "--run runs/ms --data DATASET")
     parser.add_argument("--run", type=Path, required=True, help="run folder")
     parser.add_argument("--data", type=Path, required=True, help="the dataset that it was trained on")
     return parser

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.options import benchmark_parser
 from segment.config import EvaluationConfig
 from segment.data.scan import read_mask, read_volume, require_same_grid
 from segment.errors import InputError
@@ -48,12 +49,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py lesion_pictures",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python scripts/benchmark.py lesion_pictures --scan flair.nii.gz --label label.nii.gz "
-        "--mask predictions/masks/case.nii.gz --output pictures.svg",
+    parser = benchmark_parser(
+        "lesion_pictures",
+        __doc__,
+        "--scan flair.nii.gz --label label.nii.gz --mask predictions/masks/case.nii.gz --output pictures.svg",
     )
     parser.add_argument("--scan", type=Path, required=True, help="one channel")
     parser.add_argument("--label", type=Path, required=True)

@@ -35,6 +35,7 @@ from typing import Any
 from benchmarks.kept_results import open_results
 from benchmarks.losses_plot import draw_losses
 from benchmarks.losses_table import best_of, real_table, rows_of, sample_table
+from benchmarks.options import benchmark_parser
 from segment.errors import InputError
 from segment.files import read_json, write_json, write_text
 
@@ -89,12 +90,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py losses",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python scripts/benchmark.py losses --output runs/losses --real ../shared/data/ms",
-    )
+    parser = benchmark_parser("losses", __doc__, "--output runs/losses --real DATASET")
     shared = os.environ.get("SEGMENT_SHARED")
     real = Path(shared) / "data" / "ms" if shared else None
     parser.add_argument("--output", type=Path, default=Path("runs/losses"), help="folder (default: %(default)s)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.options import benchmark_parser
 from segment.errors import InputError
 
 HERE = Path(__file__).parent
@@ -21,8 +21,7 @@ SETTING = "SEGMENT_PEERS"  # names the Python of another environment that holds 
 
 def main(arguments: Sequence[str]) -> int:
     """Makes or completes the environment. Needs the network; nothing else in the project does."""
-    parser = argparse.ArgumentParser(prog="benchmark.py peers", description=__doc__)
-    parser.parse_args(arguments)
+    benchmark_parser("peers", __doc__).parse_args(arguments)
     if not ENVIRONMENT.exists():
         venv.create(ENVIRONMENT, with_pip=True)
     command = [str(_python(ENVIRONMENT)), "-m", "pip", "install", "--quiet", "-r", str(HERE / "peers.txt")]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.memory import extra_mib
+from benchmarks.options import benchmark_parser
 from benchmarks.timing import machine, table
 from segment.config import Config, config_from
 from segment.data.cases import Dataset, find_dataset
@@ -43,12 +44,7 @@ SHAPES: tuple[dict[str, Any], ...] = (
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark and prints its table; 1 where the model is off by more than a fifth."""
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py plan_memory",
-        description=__doc__,
-        epilog="example:\n  python scripts/benchmark.py plan_memory --shapes 3",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = benchmark_parser("plan_memory", __doc__, "--shapes 3")
     parser.add_argument("--dataset", type=Path, default=Path("sample_data"), help="scans to train on")
     parser.add_argument("--shapes", type=int, nargs="+", help="numbers of the shapes, from 0 (default: all)")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")

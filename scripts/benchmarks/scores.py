@@ -12,7 +12,9 @@ from segment.config import EvaluationConfig
 from segment.data.grid import Grid
 from segment.evaluation.metrics import evaluate_case
 
-THRESHOLDS = (0.01, 0.02, *(round(0.05 * step, 2) for step in range(1, 20)), 0.98, 0.99)
+# Up to where float32 probabilities end: a network that is sure of what is none has few false positives only there.
+SURE = (0.98, 0.99, 0.995, 0.999, 0.9995, 0.9999, 0.99999)
+THRESHOLDS = (0.01, 0.02, *(round(0.05 * step, 2) for step in range(1, 20)), *SURE)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,11 @@ def score_thresholds(label: np.ndarray, probability: np.ndarray, grid: Grid) -> 
     ]
 
 
-def best_within(scored: Sequence[Scored], *, fp: int) -> Scored | None:
-    """The highest small-lesion recall, then recall by overlap, then Dice, at no more false positives; None: no such."""
-    allowed = [one for one in scored if one.fp <= fp]
-    return max(allowed, key=lambda one: (one.small_recall, one.any_recall, one.dice), default=None)
+def best_within(scored: Sequence[Scored], *, fp: int) -> Scored:
+    """The highest small-lesion recall, then recall by overlap, then Dice, at no more false positives.
+
+    Where every threshold has more, the one with the fewest.
+    """
+    limit = max(fp, min(one.fp for one in scored))
+    allowed = [one for one in scored if one.fp <= limit]
+    return max(allowed, key=lambda one: (one.small_recall, one.any_recall, one.dice))

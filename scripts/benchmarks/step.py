@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.cube_plan import cube_plan
+from benchmarks.options import benchmark_parser
 from benchmarks.peers import run_peer
 from benchmarks.timing import machine, matmul_flops_per_second, median, seconds_of, table
 from segment.config import Config
@@ -36,9 +37,7 @@ TRAINING_PASSES = 3  # forward, gradient of the weights, gradient of the feature
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark and prints its table."""
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py step", description=__doc__, epilog="example:\n  python scripts/benchmark.py step --repeats 7"
-    )
+    parser = benchmark_parser("step", __doc__, "--repeats 7")
     parser.add_argument("--patch", type=int, default=64, help="voxels along each axis (default: 64)")
     parser.add_argument("--batch", type=int, default=2, help="patches a step (default: 2)")
     parser.add_argument("--filters", type=int, nargs="+", default=[16, 32, 64, 128], help="of each level")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.cube_plan import cube_plan
+from benchmarks.options import benchmark_parser
 from benchmarks.timing import machine, median, seconds_of, table
 from segment.config import Config
 from segment.data.planning import Plan
@@ -174,11 +174,7 @@ def memory(plan: Plan, precision: str, *, batch_size: int, epoch_steps: int) -> 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs both parts and prints their tables."""
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py step_overhead",
-        description=__doc__,
-        epilog="example:\n  python scripts/benchmark.py step_overhead --repeats 7",
-    )
+    parser = benchmark_parser("step_overhead", __doc__, "--repeats 7")
     parser.add_argument("--patch", type=int, default=64, help="voxels along each axis (default: 64)")
     parser.add_argument("--batch", type=int, default=2, help="patches a step (default: 2)")
     parser.add_argument("--filters", type=int, nargs="+", default=[16, 32, 64, 128], help="of each level")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from segment.data.components import grown
 from segment.data.lesion_shapes import LesionShape
 from segment.data.planning import Plan
 from segment.data.preprocessing import PreparedCase
@@ -111,7 +112,7 @@ class LesionPaster:
         lesion = self._draw(rng)
         if lesion is None:
             return False
-        halo = _halo(lesion.mask)
+        halo = grown(lesion.mask, MARGIN)
         box = self._find_place(channels, label, subject, lesion, halo, rng)
         if box is None:
             return False
@@ -163,7 +164,7 @@ class LesionPaster:
         start, size = self._frame(voxels, rng)
         image = np.moveaxis(read_patch(case.image(), start, size), -1, 0)
         mask = _mask(voxels, start, size)
-        tissue = _halo(mask) & (read_patch(case.label(), start, size) == 0) & (image != 0).any(axis=0)
+        tissue = grown(mask, MARGIN) & (read_patch(case.label(), start, size) == 0) & (image != 0).any(axis=0)
         if tissue.sum() < LEAST_TISSUE:
             return None
         # The median: what lies beside a lesion may be mostly its tissue and partly a ventricle.
@@ -230,8 +231,3 @@ def _mask(voxels: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.n
     inside = voxels - start
     mask[tuple(inside[((inside >= 0) & (inside < size)).all(axis=1)].T)] = True
     return mask
-
-
-def _halo(mask: np.ndarray) -> np.ndarray:
-    """The mask and all within `MARGIN` voxels of it, diagonals too."""
-    return ndimage.maximum_filter(mask.view(np.uint8), 2 * MARGIN + 1, mode="constant").view(bool)

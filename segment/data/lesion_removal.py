@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from segment.data.components import label_components
+from segment.data.components import grown, label_components
 
 LEAST_MM3 = 50.0  # smaller lesions stay: they hardly move any statistics, and they are what is looked for
 MARGIN = 2  # voxels around a lesion that go with it, for its edge is brighter than tissue too
@@ -53,8 +53,8 @@ def _remove(
     wide = tuple(slice(max(0, side.start - reach), side.stop + reach) for side in box)
     image, mask = channels[(slice(None), *wide)], components[wide] == number
     subject = (image != 0).any(axis=0)
-    going = _grown(mask, MARGIN) & subject & ((components[wide] == 0) | mask)
-    ring = _grown(mask, reach) & ~_grown(mask, MARGIN) & subject & (components[wide] == 0)
+    going = grown(mask, MARGIN) & subject & ((components[wide] == 0) | mask)
+    ring = grown(mask, reach) & ~grown(mask, MARGIN) & subject & (components[wide] == 0)
     if ring.sum() < LEAST_TISSUE:
         return False
     for channel in image:
@@ -65,7 +65,3 @@ def _remove(
         channel[going] = (middle + texture * np.float32(width / max(texture.std(), 1e-6)))[going]
     label[wide][mask] = 0
     return True
-
-
-def _grown(mask: np.ndarray, voxels: int) -> np.ndarray:
-    return ndimage.maximum_filter(mask.view(np.uint8), 2 * voxels + 1, mode="constant").view(bool)

@@ -48,8 +48,21 @@ def _folded_instance_norm(features: tf.Tensor, scale: tf.Tensor, offset: tf.Tens
     return tf.ensure_shape(tf.reshape(normalised, tf.shape(features)), features.shape)
 
 
+class _PerChannel(tf.keras.layers.Layer):
+    """What gives the shape that it takes, with a learnt float32 scale and offset for each channel."""
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        channels = (input_shape[-1],)
+        self.scale = self.add_weight(name="scale", shape=channels, dtype="float32", initializer="ones")
+        self.offset = self.add_weight(name="offset", shape=channels, dtype="float32", initializer="zeros")
+        super().build(input_shape)
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        return tuple(input_shape)
+
+
 @tf.keras.utils.register_keras_serializable(package="segment")
-class InstanceNorm(tf.keras.layers.Layer):
+class InstanceNorm(_PerChannel):
     """`instance_norm` with a learnt scale and offset per channel, both kept and applied in float32."""
 
     def __init__(self, *, epsilon: float, **kwargs: Any) -> None:
@@ -57,42 +70,24 @@ class InstanceNorm(tf.keras.layers.Layer):
         super().__init__(**{**kwargs, "dtype": "float32", "autocast": False})
         self.epsilon = epsilon
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
-        channels = (input_shape[-1],)
-        self.scale = self.add_weight(name="scale", shape=channels, dtype="float32", initializer="ones")
-        self.offset = self.add_weight(name="offset", shape=channels, dtype="float32", initializer="zeros")
-        super().build(input_shape)
-
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         scale, offset = tf.convert_to_tensor(self.scale), tf.convert_to_tensor(self.offset)
         return instance_norm(inputs, scale, offset, epsilon=self.epsilon)
-
-    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
-        return tuple(input_shape)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "epsilon": self.epsilon}
 
 
 @tf.keras.utils.register_keras_serializable(package="segment")
-class ChannelScale(tf.keras.layers.Layer):
+class ChannelScale(_PerChannel):
     """A learnt scale and offset per channel without any statistics, where a network has no norm; both in float32.
 
     What it gives at a voxel depends on no other voxel, so that a lesion looks the same however many others are near.
     """
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
-        channels = (input_shape[-1],)
-        self.scale = self.add_weight(name="scale", shape=channels, dtype="float32", initializer="ones")
-        self.offset = self.add_weight(name="offset", shape=channels, dtype="float32", initializer="zeros")
-        super().build(input_shape)
-
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         scale, offset = (tf.cast(tf.convert_to_tensor(one), inputs.dtype) for one in (self.scale, self.offset))
         return inputs * scale + offset
-
-    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
-        return tuple(input_shape)
 
 
 @tf.keras.utils.register_keras_serializable(package="segment")

@@ -1,0 +1,24 @@
+"""The parser that every benchmark starts from."""
+
+from __future__ import annotations
+
+import argparse
+
+PROGRAM = "python scripts/benchmark.py"
+
+
+def benchmark_parser(name: str, about: str | None, *examples: str) -> argparse.ArgumentParser:
+    """A parser that shows the benchmark's docstring as it is written, and examples.
+
+    Args:
+        name: Of the benchmark.
+        about: Its docstring.
+        examples: What stands behind the name in a call of it, one a line.
+    """
+    lines = [f"  {PROGRAM} {name} {example}".rstrip() for example in examples]
+    return argparse.ArgumentParser(
+        prog=f"benchmark.py {name}",
+        description=about,
+        epilog="\n".join(["example:" if len(lines) == 1 else "examples:", *lines]) if lines else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )

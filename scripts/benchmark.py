@@ -38,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given or given[0] not in modules:
         known = "\n".join(f"  {name:<15} {_first_line(name)}" for name in modules)
         print(f"usage: python scripts/benchmark.py NAME [--help] [options]\n\n{known}")
-        return 0 if given[:1] in ([], ["-h"], ["--help"]) else 2
+        if given[:1] in ([], ["-h"], ["--help"]):
+            return 0
+        print(f"error: expected one of these names, found {given[0]!r}", file=sys.stderr)
+        return 2
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     try:
@@ -46,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
 
 
 def _first_line(name: str) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from segment.errors import InputError
+from segment.cli import run_command
 
 BENCHMARKS = Path(__file__).with_name("benchmarks")
 
@@ -42,16 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         print(f"error: expected one of these names, found {given[0]!r}", file=sys.stderr)
         return 2
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-    try:
-        return int(importlib.import_module(modules[given[0]]).main(given[1:]))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    return run_command(lambda: int(importlib.import_module(modules[given[0]]).main(given[1:])))
 
 
 def _first_line(name: str) -> str:

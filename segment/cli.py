@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from segment import __version__
 from segment.commands import benchmark, check, evaluate, export, infer, merge_reports, plan, report, train
@@ -23,9 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Those after the program's name; None takes the process's own.
     """
     options = _parser().parse_args(arguments)
+    return run_command(lambda: int(options.function(options)))
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Runs it with quiet libraries; bad input and Ctrl-C become one line on standard error and an exit code."""
     _quiet_libraries()
     try:
-        return int(options.function(options))
+        return command()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

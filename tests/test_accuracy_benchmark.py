@@ -22,7 +22,7 @@ from segment.evaluation.froc import Sweep
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
-from benchmarks import ablation, accuracy, timed_training  # noqa: E402
+from benchmarks import ablation, ablation_table, accuracy, timed_training  # noqa: E402
 from benchmarks.accuracy_table import accuracy_table, draw_accuracy, rows_of  # noqa: E402
 from benchmarks.scores import Scored, best_within, score_mask, score_thresholds  # noqa: E402
 
@@ -183,7 +183,7 @@ class TestAblation:
         counts = Sweep((0.1, 0.5), (0.0, 5.0), (0.0, 0.9), 6, 4, found, false, found)
 
         def within(budget: int, **parts: bool) -> int:
-            return ablation.found_within(counts, budget, **({"volumes": True, "peaks": True} | parts))
+            return ablation_table.found_within(counts, budget, **parts)
 
         assert [within(budget) for budget in (0, 3, 9)] == [1, 3, 4]
         assert [within(budget, peaks=False) for budget in (0, 3, 9)] == [0, 1, 4]
@@ -198,20 +198,22 @@ class TestAblation:
     def test_a_whole_ablation(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(timed_training, "PILOT_STEPS", 3)
         monkeypatch.setattr(
-            ablation, "VARIANTS", {ablation.RECIPE: (), "no running mean of the weights": ("train.ema_decay=0",)}
+            ablation, "VARIANTS", {ablation_table.RECIPE: (), "no running mean of the weights": ("train.ema_decay=0",)}
         )
         tiny_dataset(tmp_path / "data", cases=1, shape=SHAPE, affine=AFFINE)
         arguments = ["--data", str(tmp_path / "data"), "--config", str(tiny_config(tmp_path)), "--seeds", "0"]
-        arguments += ["--minutes", "0.01", "--output", str(tmp_path / "out")]
+        arguments += ["--minutes", "0.01", "--jobs", "2", "--output", str(tmp_path / "out")]
         assert ablation.main(arguments) == 0
         lines = (tmp_path / "out" / "table.md").read_text().splitlines()
-        assert [line.split("|")[1].strip() for line in lines[2:6]] == [
-            ablation.RECIPE,
-            "no running mean of the weights",
-            f"{ablation.RECIPE}, threshold and least volume",
-            f"{ablation.RECIPE}, threshold alone",
+        names = [line.split("|")[1].strip() for line in lines[2:7]]
+        assert {*names[:2]} == {ablation_table.RECIPE, "no running mean of the weights"}  # they end in any order
+        assert names[2:] == [
+            ablation.FLIPPED,
+            f"{ablation_table.RECIPE}, threshold and least volume",
+            f"{ablation_table.RECIPE}, threshold alone",
         ]
         before = (tmp_path / "out" / "results.json").read_bytes()
-        monkeypatch.setattr(ablation, "_run", lambda *_: pytest.fail("a finished run was repeated"))
+        for name in ("_train", "_keep"):
+            monkeypatch.setattr(ablation.Ablation, name, lambda *_: pytest.fail("a finished run was repeated"))
         assert ablation.main(arguments) == 0
         assert (tmp_path / "out" / "results.json").read_bytes() == before

@@ -110,9 +110,8 @@ class TestResuming:
         return losses.main(["--output", str(folder), "--seeds", "0", "1", "--jobs", "1", "--steps", "400", *more])
 
     @pytest.fixture
-    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def folder(self, tmp_path: Path) -> Path:
         """All runs are done but one."""
-        monkeypatch.delenv("SEGMENT_SHARED", raising=False)
         done = {name: RESULTS.get(name, RESULTS["Dice"]) for name in losses.LOSSES}
         done["focal"] = {"seed 1": RESULTS["Dice"]["seed 1"]}
         settings = {"steps": 400, "validate_every": 40, "real_steps": 1000}

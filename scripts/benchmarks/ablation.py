@@ -2,32 +2,38 @@
 
 Every variant is trained on one half of each patient's scan and counted on the other, seed by seed from side to side, so
 that no patient who is tested elsewhere chooses anything. What is counted stands in the run's operating_point.json:
-how many small lesions the best point finds within a budget of false positives in the half.
+how many small lesions the best point finds within a budget of false positives in the half. Beside it stand the false
+positives at 0.5 of the half as it is and with its large lesions painted over, as `lesion_load` counts them: how far a
+network can be trusted with patients of another lesion load.
+
+Nothing is predicted with flips, which would cost a part of the minutes that a training has; what they are worth is
+found out afterwards with the networks of the recipe.
 
 Every finished run is kept in results.json, so a benchmark that was stopped goes on when the same command is given.
-Nothing else should run beside it.
+Nothing else should run beside it. With `--jobs` several trainings run at a time, each on its share of the cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ablation_table import RECIPE, ablation_table, point_table
+from benchmarks.half_counts import count_half, count_load
 from benchmarks.kept_results import open_results
 from benchmarks.options import benchmark_parser
+from benchmarks.side_by_side import run_side_by_side
 from benchmarks.timed_training import HALVES, ROOT, require_settings, train_half, train_within, write_manifest
-from benchmarks.timing import table
+from segment.commands.arguments import at_least_one
 from segment.data.cases import find_dataset
-from segment.evaluation.froc import Point, Sweep, pool
+from segment.data.orientation import Half
 from segment.files import read_json, write_json, write_text
-from segment.inference.operating_point import counts_from
 
-BUDGETS = (3, 7, 15)  # false positives in a half
-RECIPE = "the recipe"
+FLIPPED = f"{RECIPE}, flips at prediction"
 _BCE, _DICE, _FOCAL = ({"name": name} for name in ("binary_crossentropy", "dice", "focal"))
 _COMPONENT = {"name": "component_dice"}
 
@@ -56,38 +62,48 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "weighting: gradient norm": (_weighting("gradient_norm"),),
     "weighting: dynamic average": (_weighting("dynamic_average"),),
     "no running mean of the weights": ("train.ema_decay=0",),
-    "no flips at prediction": ("inference.flips=false",),
     "two patches a step": ("train.batch_size=2",),
     "patches of 48³": ("model.patch_size=[48, 48, 48]",),
     "no norm": ("model.norm=none",),
     "intensities: z-score": ("data.normalization=zscore",),
 }
+SHAPES = "external shapes pasted too"  # with --shapes
+
+
+@dataclass(frozen=True)
+class Run:
+    """A variant trained on one half of a case."""
+
+    variant: str
+    case: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """In results.json."""
+        return f"{self.variant}: {self.case} seed {self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """A file name."""
+        words = "".join(letter if letter.isalnum() else " " for letter in self.name).split()
+        return "-".join(words)
+
+    @property
+    def half(self) -> Half:
+        """Which is counted."""
+        return HALVES[self.seed % len(HALVES)]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs what is missing and writes results.json and table.md."""
     options = _parser().parse_args(arguments)
     require_settings(options.config, (), minutes=options.minutes)
-    output: Path = options.output.resolve()
-    variants = dict(VARIANTS)
-    if options.shapes is not None:
-        variants["external shapes pasted too"] = (f"augmentation.copy_paste_shapes={options.shapes.resolve()}",)
-    settings = {"minutes": options.minutes, "config": options.config.name}
-    results = open_results(output / "results.json", settings, parts=("runs",))
-    cases = [case.case_id for case in find_dataset(options.data, layout="auto").cases]
-    output.mkdir(parents=True, exist_ok=True)
-    for seed in options.seeds:
-        for variant, given in variants.items():
-            for case_id in cases:
-                name = f"{variant}: {case_id} seed {seed}"
-                if name not in results["runs"]:
-                    print(f"{name} ...", flush=True)
-                    folder = output / "runs" / f"{case_id}-{seed}-{list(variants).index(variant):02d}"
-                    results["runs"][name] = {"variant": variant} | _run(options, case_id, seed, given, folder)
-                    write_json(output / "results.json", results)
-    text = f"{ablation_table(results['runs'])}\n\n{results['machine']}; {results['settings']}\n"
-    write_text(output / "table.md", text)
-    print(text)
+    ablation = Ablation(options)
+    ablation.train()
+    ablation.paint()
+    ablation.flip()
+    print(ablation.write())
     return 0
 
 
@@ -98,68 +114,93 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "ms_lesions.yaml", help="the recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="(default: 0 1)")
     parser.add_argument("--minutes", type=float, default=6.0, help="of each training (default: 6)")
+    parser.add_argument("--jobs", type=at_least_one, default=1, help="trainings at a time (default: 1)")
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"), help="folder (default: %(default)s)")
     return parser
 
 
-def _run(options: argparse.Namespace, case_id: str, seed: int, given: Sequence[str], folder: Path) -> dict[str, Any]:
-    folder.mkdir(parents=True, exist_ok=True)
-    data, half = folder / "train.csv", HALVES[seed % len(HALVES)]
-    write_manifest(find_dataset(options.data, layout="auto"), case_id, data)
+class Ablation:
+    """The runs of an output folder and what came of them."""
 
-    def train(steps: int, into: Path) -> float:
-        return train_half(options.config, data, half, seed=seed, steps=steps, folder=into, given=given)
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._output: Path = options.output.resolve()
+        self._data = find_dataset(options.data, layout="auto")
+        self._variants = dict(VARIANTS)
+        if options.shapes is not None:
+            self._variants[SHAPES] = (f"augmentation.copy_paste_shapes={json.dumps(str(options.shapes.resolve()))}",)
+        settings = {"minutes": options.minutes, "config": options.config.name, "jobs": options.jobs}
+        self.results = open_results(self._output / "results.json", settings, parts=("runs",))
 
-    steps, seconds = train_within(options.minutes * 60, [train], [folder / "run"], folder / "pilot")
-    counts = read_json(folder / "run" / "operating_point.json")["counts"]
-    dice = read_json(folder / "run" / "validation" / "report" / "summary.json")["macro"]["dice"]["mean"]
-    return {"case": case_id, "steps": steps, "minutes": seconds / 60, "counts": counts, "dice": dice}
+    def train(self) -> None:
+        """What has no result yet, seed by seed. Raises InputError when a training fails; what ended before is kept."""
+        cases = [case.case_id for case in self._data.cases]
+        runs = [
+            Run(variant, case, seed) for seed in self._options.seeds for variant in self._variants for case in cases
+        ]
+        missing = [run for run in runs if run.name not in self.results["runs"]]
+        for run, result in run_side_by_side(missing, self._train, jobs=self._options.jobs):
+            self._keep(run, result)
 
+    def paint(self) -> None:
+        """Counts false positives of every network with the large lesions of its half painted over, and without."""
+        cases = {case.case_id: case for case in self._data.cases}
+        for name, run in self.results["runs"].items():
+            if run["variant"] != FLIPPED and "load" not in run:
+                trained = Run(run["variant"], run["case"], run["seed"])
+                run["load"] = count_load(self._folder(trained), cases[trained.case], trained.half)
+                print(f"{name}, painted over", flush=True)
+                self._save()
 
-def found_within(counts: Sweep, budget: int, *, volumes: bool, peaks: bool) -> int:
-    """Small lesions that the best point of one case finds with at most so many false positives.
+    def flip(self) -> None:
+        """Counts the recipe's networks once more, with flips."""
+        for seed in self._options.seeds:
+            for case in self._data.cases:
+                run, plain = Run(FLIPPED, case.case_id, seed), Run(RECIPE, case.case_id, seed)
+                if run.name not in self.results["runs"]:
+                    counts = count_half(self._folder(plain), replace(case, half=run.half), flips=True)
+                    steps = self.results["runs"][plain.name]["steps"]
+                    self._keep(run, {"steps": steps} | counts)
 
-    Args:
-        counts: Of the case.
-        budget: False positives.
-        volumes: Whether points with a least volume count.
-        peaks: Whether points with a least peak count.
-    """
-    points = [
-        point
-        for point in pool([counts], n_scans=1)
-        if point.fp <= budget and (volumes or not point.min_lesion_mm3) and (peaks or not point.min_peak)
-    ]
-    return max((_small(point, counts) for point in points), default=0)
+    def write(self) -> str:
+        """table.md, which is returned."""
+        tables = f"{ablation_table(self.results['runs'])}\n\n{point_table(self.results['runs'])}"
+        text = f"{tables}\n\n{self.results['machine']}; {self.results['settings']}\n"
+        write_text(self._output / "table.md", text)
+        return text
 
+    def _keep(self, run: Run, result: dict[str, Any]) -> None:
+        self.results["runs"][run.name] = asdict(run) | result
+        self._save()
+        print(run.name, flush=True)
 
-def _small(point: Point, counts: Sweep) -> int:
-    return round((point.small_lesion_recall or 0.0) * counts.n_small)
+    def _save(self) -> None:
+        write_json(self._output / "results.json", self.results)
 
+    def _folder(self, run: Run) -> Path:
+        """The run folder of a training."""
+        return self._output / "runs" / run.folder / "run"
 
-def ablation_table(runs: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row a variant, then what threshold, volume and peak are worth to the recipe; sums over its runs."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for run in runs.values():
-        groups.setdefault(run["variant"], []).append(run)
-    if not groups:
-        return "no run has ended yet"
-    rows = [_row(variant, group, volumes=True, peaks=True) for variant, group in groups.items()]
-    if RECIPE in groups:
-        own = groups[RECIPE]
-        rows.append(_row(f"{RECIPE}, threshold and least volume", own, volumes=True, peaks=False))
-        rows.append(_row(f"{RECIPE}, threshold alone", own, volumes=False, peaks=False))
-    head = ["change", "runs", "steps", *(f"small lesions at {budget} false positives" for budget in BUDGETS)]
-    return table([*head, "Dice at 0.5"], rows)
+    def _train(self, run: Run) -> dict[str, Any]:
+        options, folder = self._options, self._folder(run)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        data = folder.with_name("train.csv")
+        write_manifest(self._data, run.case, data)
+        given = (*self._variants[run.variant], "inference.flips=false")
 
+        def train(steps: int, into: Path) -> float:
+            return train_half(options.config, data, run.half, seed=run.seed, steps=steps, folder=into, given=given)
 
-def _row(name: str, runs: Sequence[Mapping[str, Any]], *, volumes: bool, peaks: bool) -> list[object]:
-    counts = [counts_from(run["counts"]) for run in runs]
-    n_small = sum(one.n_small for one in counts)
-    found = (sum(found_within(one, budget, volumes=volumes, peaks=peaks) for one in counts) for budget in BUDGETS)
-    steps = round(statistics.fmean(run["steps"] for run in runs))
-    return [name, len(runs), steps, *(f"{hits} of {n_small}" for hits in found), _mean(run["dice"] for run in runs)]
+        steps, seconds = train_within(
+            options.minutes * 60, [train], [folder], folder.with_name("pilot"), steps=self._steps_of(run)
+        )
+        counts = read_json(folder / "operating_point.json")["counts"]
+        dice = read_json(folder / "validation" / "report" / "summary.json")["macro"]["dice"]["mean"]
+        return {"steps": steps, "minutes": seconds / 60, "counts": counts, "dice": dice}
 
-
-def _mean(values: Any) -> float:
-    return statistics.fmean(0.0 if value is None else float(value) for value in values)
+    def _steps_of(self, run: Run) -> int | None:
+        """What filled the minutes for one seed does for the next."""
+        for other in list(self.results["runs"].values()):  # other threads add to it
+            if (other["variant"], other["case"]) == (run.variant, run.case):
+                return int(other["steps"])
+        return None

@@ -17,7 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from benchmarks.options import benchmark_parser
+from benchmarks.options import add_filters, benchmark_parser
 from benchmarks.peers import run_peer
 from benchmarks.timing import machine, median, table
 from segment.errors import InputError
@@ -37,12 +37,12 @@ MIB_PER_GIB = 1024.0
 def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark and prints its tables."""
     parser = benchmark_parser("infer", __doc__, "", "--memory")
-    parser.add_argument("--windows", type=int, nargs="+", default=[64, 96], help="voxels along each axis")
+    parser.add_argument("--windows", type=int, nargs="+", default=[64, 96], help="their sizes (default: 64 96)")
     parser.add_argument("--shape", type=int, nargs=3, default=[182, 218, 182], help="voxels of the scan")
     parser.add_argument("--overlap", type=float, default=0.5, help="of neighbouring windows (default: 0.5)")
-    parser.add_argument("--filters", type=int, nargs="+", default=[16, 32, 64, 128], help="of each level")
+    add_filters(parser)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"scans of each tool (default: {ROUNDS})")
-    parser.add_argument("--peer-batches", type=int, nargs="+", default=[1, 4], help="windows MONAI takes at a time")
+    parser.add_argument("--peer-batches", type=int, nargs="+", default=[1, 4], help="of MONAI (default: 1 4)")
     parser.add_argument("--no-peers", action="store_true", help="leave MONAI and nnU-Net out")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--memory", action="store_true", help="peak memory of a whole command on a 512x512x600 scan")

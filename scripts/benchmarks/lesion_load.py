@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
@@ -21,11 +22,14 @@ from benchmarks.timing import table
 from segment.commands.arguments import import_tensorflow
 from segment.config import load_config
 from segment.data.cases import find_dataset
-from segment.data.orientation import keep_half
+from segment.data.orientation import Half, keep_half
 from segment.data.scan import Scan, read_scan
 from segment.errors import InputError
 from segment.evaluation.lesions import find_components, find_overlaps
 from segment.progress import progress_bar
+
+if TYPE_CHECKING:
+    from segment.inference.predictor import Predictor
 
 THRESHOLDS = (0.5, 0.9)
 LARGE_MM3 = 200.0
@@ -37,7 +41,7 @@ _CUBE = np.ones((3, 3, 3), bool)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints a row for each case."""
+    """Prints two rows for each case."""
     options = _parser().parse_args(arguments)
     half = load_config(options.run / "config.yaml").data.validation_half
     if half is None:
@@ -48,19 +52,14 @@ def main(arguments: Sequence[str]) -> int:
 
     predictor = Predictor.load([options.run])
     rows = []
-    with progress_bar("scans", 2 * len(cases)) as bar:
+    with progress_bar("scans", len(cases)) as bar:
         for case in cases:
             scan = read_scan(case, with_label=True)
-            label = _label(scan)
-            own = scan.image.copy()
-            keep_half(own, None, scan.grid.affine, half)
-            unseen = (own != 0).any(axis=-1)
-            painted, where = paint_over(scan.image, label, voxel_mm3=scan.grid.voxel_mm3)
-            for name, image in (("as it is", scan.image), ("painted over", painted)):
-                found = predictor.predict(replace(scan, image=image))[..., 0] * unseen
-                rows.append([case.case_id, name, *(strange(found >= t, label | where) for t in THRESHOLDS)])
-                bar.advance()
-    print(table(["case", "large lesions", *(f"false positives at {threshold}" for threshold in THRESHOLDS)], rows))
+            for name, counts in false_positives_by_load(predictor, scan, half).items():
+                rows.append([case.case_id, name, *counts])
+            bar.advance()
+    heads = [f"false positives at {threshold}" for threshold in THRESHOLDS]
+    print(table(["case", "large lesions", *heads], rows))
     return 0
 
 
@@ -69,6 +68,31 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", type=Path, required=True, help="run folder")
     parser.add_argument("--data", type=Path, required=True, help="the dataset that it was trained on")
     return parser
+
+
+def false_positives_by_load(predictor: Predictor, scan: Scan, half: Half) -> dict[str, list[int]]:
+    """False positives that touch no lesion, in one half of a scan as it is and with its large lesions painted over.
+
+    Args:
+        predictor: One class.
+        scan: With its label.
+        half: Which the predictor has not seen.
+
+    Returns:
+        "as it is" and "painted over" -> their number at each of THRESHOLDS.
+
+    Raises:
+        InputError: The scan has no label, or cannot be predicted.
+    """
+    label = _label(scan)
+    painted, where = paint_over(scan.image, label, voxel_mm3=scan.grid.voxel_mm3)
+    counts = {}
+    for name, whole in (("as it is", scan.image), ("painted over", painted)):
+        image = whole.copy()
+        keep_half(image, None, scan.grid.affine, half)
+        found = predictor.predict(replace(scan, image=image))[..., 0]
+        counts[name] = [strange(found >= threshold, label | where) for threshold in THRESHOLDS]
+    return counts
 
 
 def _label(scan: Scan) -> np.ndarray:

@@ -91,13 +91,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = benchmark_parser("losses", __doc__, "--output runs/losses --real DATASET")
-    shared = os.environ.get("SEGMENT_SHARED")
-    real = Path(shared) / "data" / "ms" if shared else None
     parser.add_argument("--output", type=Path, default=Path("runs/losses"), help="folder (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     parser.add_argument("--steps", type=int, default=400, help="of each run on the phantoms (default: 400)")
     parser.add_argument("--validate-every", type=int, default=40, help="steps between validations (default: 40)")
-    parser.add_argument("--real", type=Path, default=real, help="the two patients (default: $SEGMENT_SHARED/data/ms)")
+    parser.add_argument("--real", type=Path, help="dataset of two patients, ms19 and ms26 (default: none)")
     parser.add_argument("--real-steps", type=int, default=1000, help="of each run on the patients (default: 1000)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, which share the cores (default: 2)")
     return parser

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 PROGRAM = "python scripts/benchmark.py"
+FILTERS = [16, 32, 64, 128]
 
 
 def benchmark_parser(name: str, about: str | None, *examples: str) -> argparse.ArgumentParser:
@@ -22,3 +23,9 @@ def benchmark_parser(name: str, about: str | None, *examples: str) -> argparse.A
         epilog="\n".join(["example:" if len(lines) == 1 else "examples:", *lines]) if lines else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_filters(parser: argparse.ArgumentParser) -> None:
+    """The option --filters of a benchmark that builds a network."""
+    several = " ".join(map(str, FILTERS))
+    parser.add_argument("--filters", type=int, nargs="+", default=FILTERS, help=f"of each level (default: {several})")

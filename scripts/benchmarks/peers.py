@@ -21,7 +21,7 @@ SETTING = "SEGMENT_PEERS"  # names the Python of another environment that holds 
 
 def main(arguments: Sequence[str]) -> int:
     """Makes or completes the environment. Needs the network; nothing else in the project does."""
-    benchmark_parser("peers", __doc__).parse_args(arguments)
+    benchmark_parser("peers", __doc__, "").parse_args(arguments)
     if not ENVIRONMENT.exists():
         venv.create(ENVIRONMENT, with_pip=True)
     command = [str(_python(ENVIRONMENT)), "-m", "pip", "install", "--quiet", "-r", str(HERE / "peers.txt")]

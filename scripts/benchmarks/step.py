@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.cube_plan import cube_plan
-from benchmarks.options import benchmark_parser
+from benchmarks.options import add_filters, benchmark_parser
 from benchmarks.peers import run_peer
 from benchmarks.timing import machine, matmul_flops_per_second, median, seconds_of, table
 from segment.config import Config
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = benchmark_parser("step", __doc__, "--repeats 7")
     parser.add_argument("--patch", type=int, default=64, help="voxels along each axis (default: 64)")
     parser.add_argument("--batch", type=int, default=2, help="patches a step (default: 2)")
-    parser.add_argument("--filters", type=int, nargs="+", default=[16, 32, 64, 128], help="of each level")
+    add_filters(parser)
     parser.add_argument("--repeats", type=int, default=5, help="counted calls in each of two rounds (default: 5)")
     parser.add_argument("--no-peer", action="store_true", help="leave PyTorch out")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.cube_plan import cube_plan
-from benchmarks.options import benchmark_parser
+from benchmarks.options import add_filters, benchmark_parser
 from benchmarks.timing import machine, median, seconds_of, table
 from segment.config import Config
 from segment.data.planning import Plan
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = benchmark_parser("step_overhead", __doc__, "--repeats 7")
     parser.add_argument("--patch", type=int, default=64, help="voxels along each axis (default: 64)")
     parser.add_argument("--batch", type=int, default=2, help="patches a step (default: 2)")
-    parser.add_argument("--filters", type=int, nargs="+", default=[16, 32, 64, 128], help="of each level")
+    add_filters(parser)
     parser.add_argument("--repeats", type=int, default=7, help="counted blocks of ten steps (default: 7)")
     parser.add_argument("--epoch-steps", type=int, default=10, help="steps an epoch of the memory part (default: 10)")
     parser.add_argument("--only", choices=("overhead", "memory"), help="one part only")

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from segment.config import load_config
 from segment.data.cases import Case, Dataset
+from segment.data.orientation import Half
 from segment.errors import InputError
 from segment.files import read_json, write_json, write_text
 
 ROOT = Path(__file__).parents[2]
 PILOT_STEPS = 60
 SPARE = 0.95  # of the minutes: a machine is not the same from one run to the next
-HALVES = ("left", "right")
+HALVES: tuple[Half, Half] = ("left", "right")
 
 # Trains for so many steps into a folder and returns the seconds that the whole command took.
 Train = Callable[[int, Path], float]
@@ -57,7 +58,9 @@ def train_half(
     )
 
 
-def train_within(seconds: float, train: Sequence[Train], folders: Sequence[Path], pilot: Path) -> tuple[int, float]:
+def train_within(
+    seconds: float, train: Sequence[Train], folders: Sequence[Path], pilot: Path, *, steps: int | None = None
+) -> tuple[int, float]:
     """Trains one network after the other, together for so many seconds with their start and their validation.
 
     What an earlier call has finished is not done again.
@@ -67,13 +70,17 @@ def train_within(seconds: float, train: Sequence[Train], folders: Sequence[Path]
         train: One for each network; the first is also tried out for a few steps.
         folders: Of their runs.
         pilot: Of that trial.
+        steps: How many fill the seconds, where that is known; nothing is tried out then.
 
     Returns:
         The steps of each, and the wall seconds of all.
     """
     kept = [folder.with_suffix(".json") for folder in folders]
     done = {path: read_json(path) for path in kept if path.exists()}
-    steps = next(iter(done.values()))["steps"] if done else _steps_within(seconds / len(train), train[0], pilot)
+    if done:
+        steps = next(iter(done.values()))["steps"]
+    elif steps is None:
+        steps = _steps_within(seconds / len(train), train[0], pilot)
     for one, folder, path in zip(train, folders, kept, strict=True):
         if path not in done:
             done[path] = {"steps": steps, "seconds": one(steps, folder)}

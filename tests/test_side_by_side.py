@@ -13,7 +13,7 @@ import pytest
 from segment.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from benchmarks.side_by_side import run_side_by_side  # noqa: E402
+from benchmarks.side_by_side import run_side_by_side
 
 CORES = sorted(os.sched_getaffinity(0))
 ASK = "import os; print(*sorted(os.sched_getaffinity(0)))"

@@ -79,9 +79,8 @@ class TrainConfig(Section):
     selection: Literal["small_lesion_recall_at_fp", "iou", "dice", "lesion_f1"] = Field(
         default="small_lesion_recall_at_fp",
         description="picks the model that is kept; the default is the recall of small lesions at the best threshold "
-        "within selection_fp_per_scan",
+        "within inference.operating_point.max_fp_per_scan",
     )
-    selection_fp_per_scan: NonNegativeFloat = Field(default=1.0, description="budget of false positives a scan")
     patience: PositiveInt | None = Field(
         default=None, description="validations without a better one after which the training stops; null is never"
     )

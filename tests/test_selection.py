@@ -28,13 +28,13 @@ FIGURES = {
 }
 
 
-def configuration(*, budget: float = 1.0, **inference: Any) -> Config:
+def configuration(*, budget: float = 1.0, selection: str = "small_lesion_recall_at_fp", **inference: Any) -> Config:
     return Config.model_validate(
         {
             "run_dir": Path("run"),
             "data": {"root": Path("data")},
-            "train": {"selection_fp_per_scan": budget},
-            "inference": inference,
+            "train": {"selection": selection},
+            "inference": {"operating_point": {"max_fp_per_scan": budget}, **inference},
         }
     )
 
@@ -126,10 +126,10 @@ class TestScore:
         assert selection_score(more, "small_lesion_recall_at_fp") > selection_score(
             figures, "small_lesion_recall_at_fp"
         )
-        said = selection_instead(figures, TrainConfig())
+        said = selection_instead(figures, configuration(budget=3))
         assert said is not None
-        assert "recall of all lesions at 1 false positives a scan" in said
-        assert selection_instead(figures, TrainConfig(selection="dice")) is None
+        assert "recall of all lesions at 3 false positives a scan" in said
+        assert selection_instead(figures, configuration(selection="dice")) is None
 
     @pytest.mark.parametrize("name", ["small_lesion_recall_at_fp", "iou", "dice", "lesion_f1"])
     def test_without_any_lesion_fewer_false_positives_are_better(self, name: str) -> None:
@@ -137,10 +137,10 @@ class TestScore:
         noisy = FIGURES | undefined | {"fp_per_scan": 3.0, "lesion_f1": 0.0, "dice": 0.0, "iou": 0.0}
         clean = FIGURES | undefined | {"fp_per_scan": 0.0, "lesion_f1": math.nan, "dice": math.nan, "iou": math.nan}
         assert selection_score(clean, name) > selection_score(noisy, name)
-        assert "fewest false positives" in str(selection_instead(clean, TrainConfig(selection=name)))
+        assert "fewest false positives" in str(selection_instead(clean, configuration(selection=name)))
 
     def test_nothing_is_said_where_the_selection_holds(self) -> None:
-        assert selection_instead(FIGURES, TrainConfig()) is None
+        assert selection_instead(FIGURES, configuration()) is None
 
 
 class TestJudge:

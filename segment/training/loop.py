@@ -236,8 +236,8 @@ class Loop:
 
     def _say(self, figures: dict[str, float], best: bool, decision: str | None) -> None:
         """One line for the terminal or the log file of a scheduler."""
-        train, progress = self._config.train, self.progress
-        at_budget = f"{in_words(figures['small_lesion_recall_at_fp'])} at {train.selection_fp_per_scan:g} FP/scan"
+        progress, budget = self.progress, self._config.inference.operating_point.max_fp_per_scan
+        at_budget = f"{in_words(figures['small_lesion_recall_at_fp'])} at {budget:g} FP/scan"
         parts = [
             f"step {progress.step}/{self._parts.steps}: loss {in_words(progress.loss)}",
             f"lesion F1 {in_words(figures['lesion_f1'])}",
@@ -247,7 +247,7 @@ class Loop:
             *(["best so far"] if best else []),
         ]
         lines = [", ".join(parts) + ("" if decision is None else f"; {decision}")]
-        instead = selection_instead(figures, train)
+        instead = selection_instead(figures, self._config)
         if instead is not None and not self._told:
             lines.append(instead)
             self._told = True

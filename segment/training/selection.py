@@ -22,8 +22,8 @@ class BudgetSearch:
     """Recall at a budget of false positives a scan, over thresholds, counted case by case.
 
     Args:
-        config: `train.selection_fp_per_scan` is the budget; `inference` has the configured threshold, which is tried
-            too, and the least volume of a predicted lesion.
+        config: `inference` has the budget of the operating point, the configured threshold, which is tried too, and the
+            least volume of a predicted lesion.
         n_scans: All cases that will be added, at least one.
     """
 
@@ -71,7 +71,7 @@ class BudgetSearch:
 
     def _points(self) -> list[Point]:
         """Those within the budget."""
-        budget = self._config.train.selection_fp_per_scan + _SLACK
+        budget = self._config.inference.operating_point.max_fp_per_scan + _SLACK
         return [point for point in pool(self._counts, n_scans=self._n_scans) if point.fp_per_scan <= budget]
 
 
@@ -128,14 +128,15 @@ def selection_score(figures: dict[str, float], selection: str) -> tuple[float, .
     return tuple(value if np.isfinite(value) else _UNDEFINED for value in ranked)
 
 
-def selection_instead(figures: dict[str, float], config: TrainConfig) -> str | None:
+def selection_instead(figures: dict[str, float], config: Config) -> str | None:
     """What the model is kept by where the cases do not allow `train.selection`, as a sentence; else None."""
     if not np.isfinite(figures["lesion_recall"]):
         return "the validation cases hold no lesion: the model with the fewest false positives is kept"
-    if config.selection == "small_lesion_recall_at_fp" and not np.isfinite(figures[config.selection]):
+    selection, budget = config.train.selection, config.inference.operating_point.max_fp_per_scan
+    if selection == "small_lesion_recall_at_fp" and not np.isfinite(figures[selection]):
         return (
             f"the validation cases hold no lesion of at most the small size: the model is kept by the recall of all "
-            f"lesions at {config.selection_fp_per_scan:g} false positives a scan"
+            f"lesions at {budget:g} false positives a scan"
         )
     return None
 

@@ -22,7 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Those after the program's name; None takes the process's own.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # Python before 3.12 takes key=value behind an option for unknown ones: it filled the list before the option came.
+    if options.command == "train" and all("=" in word and not word.startswith("-") for word in rest):
+        options.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return run_command(lambda: int(options.function(options)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from segment.config_base import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
 
@@ -44,7 +44,7 @@ class LossScaleConfig(Section):
 class TrainConfig(Section):
     """The training. Its length is given by one of `steps`, `epochs` and `samples`; 1,000 steps if none is given."""
 
-    steps: PositiveInt | None = Field(default=None, description="updates of the weights")
+    steps: PositiveInt | None = Field(default=DEFAULT_STEPS, description="updates of the weights")
     epochs: PositiveFloat | None = Field(
         default=None, description="one is as many patches as fill the volume of all training cases"
     )
@@ -97,7 +97,10 @@ class TrainConfig(Section):
                 f"{given[1]}: expected one of {', '.join(LENGTHS)}, found {' and '.join(given)}; "
                 f"set the other to null, for example train.{given[0]}=null"
             )
-        return values if given else {**values, "steps": DEFAULT_STEPS}
+        if not given:
+            # Null, with no other length, is the default too.
+            return {key: value for key, value in values.items() if key != "steps"}
+        return values if given == ["steps"] else {**values, "steps": None}
 
     @model_validator(mode="after")
     def _has_one_average(self) -> TrainConfig:
@@ -108,12 +111,11 @@ class TrainConfig(Section):
             )
         return self
 
-    @field_validator("gpus")
-    @classmethod
-    def _gpus_differ(cls, gpus: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if gpus is not None and len(set(gpus)) < len(gpus):
-            raise ValueError(f"expected different GPUs, found {list(gpus)}")
-        return gpus
+    @model_validator(mode="after")
+    def _gpus_differ(self) -> TrainConfig:
+        if self.gpus is not None and len(set(self.gpus)) < len(self.gpus):
+            raise ValueError(f"gpus: expected different GPUs, found {list(self.gpus)}")
+        return self
 
     @property
     def patches_per_step(self) -> int:

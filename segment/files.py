@@ -7,10 +7,10 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -101,21 +101,38 @@ def sha256_of(path: Path) -> str:
 
 
 MARKER = ".segment-output"  # tells our output folders from anybody else's, so that --force empties no other
+_KINDS = {"output": "a folder of results", "run": "a run folder"}
 
 
-def claim_folder(folder: Path, *, force: bool = False, resume: bool | None = None) -> None:
+def claim_folder(
+    folder: Path,
+    *,
+    force: bool = False,
+    resume: bool | None = None,
+    inputs: Sequence[Path | None] = (),
+    kind: Literal["output", "run"] = "output",
+) -> None:
     """Makes an output folder ready: a new or empty one as it is; one of ours with `resume` (kept) or `force` (emptied).
 
     Args:
         folder: Made when it is missing.
         force: Empty it, if this package made it.
         resume: Keep what is in it; None where the command has no such flag.
+        inputs: What the command reads; None is left aside.
+        kind: What the folder is for; only one of the same kind is kept or emptied.
 
     Raises:
-        InputError: It holds files and neither was given, `force` on a folder that this package did not make,
-            it is not a folder, or it cannot be written.
+        InputError: An input lies in it, it holds files and neither was given, it is of another kind, `force` on a
+            folder that this package did not make, it is not a folder, or it cannot be written.
     """
     try:
+        for given in inputs:
+            if given is not None and given.exists() and given.resolve().is_relative_to(folder.resolve()):
+                raise InputError(f"output folder {folder} holds the input {given}; choose another path for the output")
+        made_as = (folder / MARKER).read_text(encoding="utf-8") if (folder / MARKER).is_file() else ""
+        if (force or resume) and made_as not in ("", kind):
+            found = _KINDS.get(made_as, "something else")
+            raise InputError(f"{folder}: expected {_KINDS[kind]}, found {found}; choose another path")
         if folder.exists() and not folder.is_dir():
             raise InputError(f"output {folder} is a file, expected a folder; choose another path")
         if folder.is_dir() and any(entry.name != MARKER for entry in folder.iterdir()) and not resume:
@@ -128,7 +145,7 @@ def claim_folder(folder: Path, *, force: bool = False, resume: bool | None = Non
                 )
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MARKER).touch()
+        (folder / MARKER).write_text(kind, encoding="utf-8")
     except OSError as cause:
         reason = cause.strerror or cause
         raise InputError(f"cannot write to output folder {folder}: {reason}; choose another path") from cause

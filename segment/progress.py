@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Lock
 from typing import TypeVar
 
 from rich.console import Console
@@ -19,6 +20,7 @@ from rich.progress import (
 )
 from rich.table import Column
 
+_DRAWN = Lock()
 CONSOLE = Console(stderr=True, highlight=False)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,7 +43,10 @@ class Bar:
 
 @contextmanager
 def progress_bar(description: str, total: int, *, done: int = 0) -> Iterator[Bar]:
-    """A bar on standard error with count, elapsed and remaining time; draws nothing unless that is a terminal."""
+    """A bar on standard error with count, elapsed and remaining time; draws nothing unless that is a terminal.
+
+    Nor does it within another bar: rich before 14.1 has one at a time.
+    """
     # On a narrow terminal the bar gives way first, then the end of the note; count and times stay whole.
     count = 2 * len(str(total)) + 1
     columns = (
@@ -52,8 +57,13 @@ def progress_bar(description: str, total: int, *, done: int = 0) -> Iterator[Bar
         TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
-        yield Bar(progress, progress.add_task(description, total=total, completed=done, note=""))
+    first = _DRAWN.acquire(blocking=False)
+    try:
+        with Progress(*columns, console=CONSOLE, disable=not (first and CONSOLE.is_terminal)) as progress:
+            yield Bar(progress, progress.add_task(description, total=total, completed=done, note=""))
+    finally:
+        if first:
+            _DRAWN.release()
 
 
 def in_threads(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -22,7 +23,7 @@ from segment.evaluation.froc import Sweep
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
-from benchmarks import ablation, ablation_table, accuracy, timed_training  # noqa: E402
+from benchmarks import ablation, ablation_table, accuracy, losses, timed_training  # noqa: E402
 from benchmarks.accuracy_table import accuracy_table, draw_accuracy, rows_of  # noqa: E402
 from benchmarks.scores import Scored, best_within, score_mask, score_thresholds  # noqa: E402
 
@@ -167,12 +168,27 @@ class TestRefused:
             accuracy.main(["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), *more])
         assert not (tmp_path / "out").exists()
 
-    @pytest.mark.parametrize("more", [["--minutes", "nan"], ["--data", "nowhere"]])
+    @pytest.mark.parametrize("more", [["--minutes", "nan"], ["--data", "nowhere"], ["--shapes", "nowhere"]])
     def test_ablation(self, tmp_path: Path, more: list[str]) -> None:
         tiny_dataset(tmp_path / "data", cases=1, shape=SHAPE, affine=AFFINE)
         with pytest.raises(InputError, match=r"above 0|nowhere"):
             ablation.main(["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), *more])
         assert not (tmp_path / "out").exists()
+
+
+def test_a_network_with_a_hyphen_is_told_from_the_direction() -> None:
+    runs = {
+        "segment-a-to-b-seed-0": RUNS["segment-a-to-b-seed-0"],
+        "swin-unetr-a-to-b-seed-0": run("swin-unetr", scored()),
+    }
+    assert [(row.tool, row.which) for row in rows_of(runs)][-1] == ("swin-unetr", "a to b seed 0")
+    assert any(row.tool == "swin-unetr" and row.at.startswith("best") for row in rows_of(runs))
+
+
+def test_the_figures_of_the_losses_are_of_configurations() -> None:
+    options = argparse.Namespace(output=Path("out"), real=Path("data"), real_steps=5, steps=5, validate_every=5)
+    for one in (losses.sample_run("BCE", 0, options), losses.real_run("BCE", "ms19", "ms26", options)):
+        load_config(SCRIPTS.parent / "configs" / one.config, overrides=one.overrides)
 
 
 class TestAblation:

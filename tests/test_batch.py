@@ -54,7 +54,7 @@ class TestMasks:
     def test_lie_on_the_right_voxels_of_each_scans_own_grid(self, tmp_path: Path) -> None:
         masks = {name: write_scan(tmp_path, name, affine, SHAPE) for name, affine in AFFINES.items()}
         job = make_job(tmp_path / "out")
-        assert run_job(job, find_inputs(tmp_path / "images", channels=1)) == 0
+        assert run_job(job, find_inputs(tmp_path / "images", channels=("FLAIR",))) == 0
         for name, mask in masks.items():
             assert np.array_equal(mask_of(job.output, name), mask), name
             written = nib.load(job.output / "masks" / f"{name}.nii.gz")
@@ -69,7 +69,7 @@ class TestMasks:
         image[1, 1, 1] = 10  # 1 mm3
         image[4:6, 4:6, 4] = 10  # 4 mm3
         write_nifti(tmp_path / "images" / "one_0000.nii.gz", image, np.eye(4))
-        cases = find_inputs(tmp_path / "images", channels=1)
+        cases = find_inputs(tmp_path / "images", channels=("FLAIR",))
         half = Predictor([make_member(forward=lambda windows: np.where(windows > 1, 0.0, -9.0))])  # probability 0.5
         for threshold, min_lesion_mm3, voxels in ((0.5, 0.0, 5), (0.5, 2.0, 4), (0.6, 0.0, 0)):
             job = make_job(
@@ -81,7 +81,7 @@ class TestMasks:
     def test_probabilities_on_request(self, tmp_path: Path) -> None:
         mask = write_scan(tmp_path, "one", AFFINES["flipped"], SHAPE)
         job = make_job(tmp_path / "out", probabilities=True)
-        assert run_job(job, find_inputs(tmp_path / "images", channels=1)) == 0
+        assert run_job(job, find_inputs(tmp_path / "images", channels=("FLAIR",))) == 0
         written = np.asarray(nib.load(job.output / "probabilities" / "one.nii.gz").dataobj)
         assert np.array_equal(written > 0.5, mask)
         assert not (make_job(tmp_path / "other").output / "probabilities").exists()
@@ -93,7 +93,7 @@ class TestFailures:
         broken = tmp_path / "images" / "permuted_0000.nii.gz"
         broken.write_bytes(broken.read_bytes()[:-40])
         job = make_job(tmp_path / "out", labels=tmp_path / "labels")
-        assert run_job(job, find_inputs(tmp_path / "images", channels=1)) == 1
+        assert run_job(job, find_inputs(tmp_path / "images", channels=("FLAIR",))) == 1
         for name in ("flipped", "turned"):
             assert np.array_equal(mask_of(job.output, name), masks[name])
         assert sorted(path.name for path in (job.output / "masks").iterdir()) == ["flipped.nii.gz", "turned.nii.gz"]
@@ -117,7 +117,7 @@ class TestFailures:
         for name in ("a_0000", "a_0001", "b_0000"):
             write_nifti(tmp_path / "images" / f"{name}.nii.gz", image, np.eye(4))
         job = make_job(tmp_path / "out", threshold_predictor(plan))
-        assert run_job(job, find_inputs(tmp_path / "images", channels=2)) == 1
+        assert run_job(job, find_inputs(tmp_path / "images", channels=("FLAIR", "T1"))) == 1
         assert np.array_equal(mask_of(job.output, "a"), mask)
         (row,) = rows_of(job.output)
         assert (row["case"], row["path"], row["kind"]) == ("b", str(tmp_path / "images" / "b_0001.nii.gz"), "missing")
@@ -131,7 +131,7 @@ class TestFailures:
         write_nifti(tmp_path / "images" / "odd_0000.nii.gz", image, np.eye(4))
         write_scan(tmp_path, "plain", np.eye(4), SHAPE)
         job = make_job(tmp_path / "out", Predictor([make_member(forward=network)]))
-        assert run_job(job, find_inputs(tmp_path / "images", channels=1)) == 1
+        assert run_job(job, find_inputs(tmp_path / "images", channels=("FLAIR",))) == 1
         (row,) = rows_of(job.output)
         assert (row["case"], row["kind"]) == ("odd", "predict")
         assert "NaN" in row["message"]
@@ -142,14 +142,14 @@ class TestFailures:
 
         write_scan(tmp_path, "one", np.eye(4), SHAPE)
         job = make_job(tmp_path / "out", Predictor([make_member(forward=network)]))
-        assert run_job(job, find_inputs(tmp_path / "images", channels=1)) == 1
+        assert run_job(job, find_inputs(tmp_path / "images", channels=("FLAIR",))) == 1
         assert rows_of(job.output)[0]["message"] == "case one: not enough memory to predict it"
 
     def test_output_that_cannot_be_written(self, tmp_path: Path) -> None:
         write_scan(tmp_path, "one", np.eye(4), SHAPE)
         job = make_job(tmp_path / "out")
         (job.output / "masks" / "one.nii.gz").mkdir(parents=True)
-        assert run_job(job, find_inputs(tmp_path / "images", channels=1)) == 1
+        assert run_job(job, find_inputs(tmp_path / "images", channels=("FLAIR",))) == 1
         (row,) = rows_of(job.output)
         assert (row["kind"], row["path"]) == ("write", str(job.output / "masks" / "one.nii.gz"))
 
@@ -161,7 +161,7 @@ class TestFailures:
         if fault == "other grid":
             write_nifti(tmp_path / "labels" / "a.nii.gz", np.zeros((5, 5, 5), np.uint8), np.eye(4))
         job = make_job(tmp_path / "out", labels=tmp_path / "labels")
-        assert run_job(job, find_inputs(tmp_path / "images", channels=1)) == 1
+        assert run_job(job, find_inputs(tmp_path / "images", channels=("FLAIR",))) == 1
         assert mask_of(job.output, "a").any()
         (row,) = rows_of(job.output)
         assert (row["case"], row["kind"]) == ("a", "grid" if fault == "other grid" else "evaluate")
@@ -173,13 +173,40 @@ class TestReport:
         for name, affine in AFFINES.items():
             write_scan(tmp_path, name, affine, SHAPE)
         job = make_job(tmp_path / "out", labels=tmp_path / "labels", threshold=0.4)
-        assert run_job(job, find_inputs(tmp_path / "images", channels=1)) == 0
+        assert run_job(job, find_inputs(tmp_path / "images", channels=("FLAIR",))) == 0
         summary = json.loads((job.output / "report" / "summary.json").read_text())
         assert summary["micro"]["iou10"]["recall"] == 1.0
         assert summary["micro"]["fp_per_scan"] == 0.0
         assert summary["operating_point"]["threshold"] == 0.4
         assert (job.output / "report" / "report.html").is_file()
         assert "3 of 3 scans predicted" in capsys.readouterr().out
+
+    def test_a_label_with_other_values_is_not_scored_as_an_empty_one(self, tmp_path: Path) -> None:
+        mask = write_scan(tmp_path, "one", np.eye(4), SHAPE)
+        write_nifti(tmp_path / "labels" / "one.nii.gz", mask * 255, np.eye(4))
+        job = make_job(tmp_path / "out", labels=tmp_path / "labels")
+        assert run_job(job, find_inputs(tmp_path / "images", channels=("FLAIR",))) == 1
+        (row,) = rows_of(job.output)
+        assert "expected the values of lesion (1), found only 255" in row["message"]
+        assert mask_of(job.output, "one").sum() == mask.sum()
+
+    def test_values_of_no_class_beside_them_are_noted(self, tmp_path: Path) -> None:
+        mask = write_scan(tmp_path, "one", np.eye(4), SHAPE)
+        mask[-1, -1, -1] = 7
+        write_nifti(tmp_path / "labels" / "one.nii.gz", mask, np.eye(4))
+        job = make_job(tmp_path / "out", labels=tmp_path / "labels")
+        assert run_job(job, find_inputs(tmp_path / "images", channels=("FLAIR",))) == 0
+        summary = json.loads((job.output / "report" / "summary.json").read_text())
+        assert any("values that belong to no class: 7" in note for note in summary["notes"])
+
+    def test_names_no_folder_above_the_files(self, tmp_path: Path) -> None:
+        write_scan(tmp_path / "Doe_John", "one", np.eye(4), SHAPE)
+        job = make_job(tmp_path / "out", labels=tmp_path / "Doe_John" / "labels")
+        run_job(job, find_inputs(tmp_path / "Doe_John" / "images", channels=("FLAIR",)))
+        report = job.output / "report"
+        inputs = json.loads((report / "summary.json").read_text())["inputs"]
+        assert sorted(inputs) == ["one/one.nii.gz", "one/one_0000.nii.gz"]
+        assert "Doe_John" not in (report / "report.html").read_text() + (report / "summary.json").read_text()
 
 
 class TestPredictCases:

@@ -60,7 +60,7 @@ class TestOverlap:
         for name in range(4):
             write_scan(tmp_path, str(name), np.eye(4), SHAPE)
         watch = OverlapWatch()
-        assert run_job(make_job(tmp_path / "out", watch), find_inputs(tmp_path / "images", channels=1)) == 0
+        assert run_job(make_job(tmp_path / "out", watch), find_inputs(tmp_path / "images", channels=("FLAIR",))) == 0
         assert all(event.is_set() for event in watch.is_written)
         assert watch.most == 2
         assert watch.volumes == [0] * 4

@@ -163,14 +163,15 @@ class TestManifest:
 
 
 class TestFindInputs:
-    def ids(self, path: Path, channels: int = 1) -> dict[str, list[str]]:
-        return {case.case_id: [p.name for p in case.image_paths] for case in find_inputs(path, channels=channels)}
+    def ids(self, path: Path, *channels: str) -> dict[str, list[str]]:
+        cases = find_inputs(path, channels=channels or ("FLAIR",))
+        return {case.case_id: [p.name for p in case.image_paths] for case in cases}
 
     def test_one_file(self, tmp_path: Path) -> None:
         assert self.ids(scan_file(tmp_path / "ms1_0000.nii.gz")) == {"ms1": ["ms1_0000.nii.gz"]}
         assert self.ids(scan_file(tmp_path / "b.nii")) == {"b": ["b.nii"]}
         with pytest.raises(InputError, match=r"is one channel, the model takes 2; give a folder"):
-            find_inputs(tmp_path / "b.nii", channels=2)
+            find_inputs(tmp_path / "b.nii", channels=("FLAIR", "T1"))
 
     def test_folder_of_plain_files(self, tmp_path: Path) -> None:
         touch(tmp_path, "b.nii", "scan_0001.nii.gz", "scan_0000.nii.gz", "notes.txt", ".hidden.nii.gz")
@@ -182,7 +183,7 @@ class TestFindInputs:
 
     def test_folder_of_channels_keeps_cases_that_lack_one(self, tmp_path: Path) -> None:
         touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "b_0001.nii", "c.nii.gz")
-        assert self.ids(tmp_path, 2) == {
+        assert self.ids(tmp_path, "FLAIR", "T1") == {
             "a": ["a_0000.nii.gz", "a_0001.nii.gz"],
             "b": ["b_0000.nii", "b_0001.nii"],
             "c": ["c_0000.nii.gz", "c_0001.nii.gz"],
@@ -203,30 +204,48 @@ class TestFindInputs:
     def test_manifest(self, tmp_path: Path) -> None:
         (tmp_path / "a.csv").write_text("case,FLAIR\nx,x.nii\n")
         assert self.ids(tmp_path / "a.csv") == {"x": ["x.nii"]}
-        with pytest.raises(InputError, match="expected 2 channel columns as the model takes, found FLAIR"):
-            find_inputs(tmp_path / "a.csv", channels=2)
+        with pytest.raises(InputError, match="expected the channels FLAIR, T1 as the model takes, found FLAIR"):
+            find_inputs(tmp_path / "a.csv", channels=("FLAIR", "T1"))
+
+    def test_channels_are_told_by_their_names_not_by_their_places(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_text("case,t1,FLAIR\nx,one.nii,two.nii\n")
+        assert self.ids(tmp_path / "a.csv", "FLAIR", "T1") == {"x": ["two.nii", "one.nii"]}
+        with pytest.raises(
+            InputError, match=r"a\.csv: expected the channels FLAIR, T2 as the model takes, found t1, FLAIR"
+        ):
+            find_inputs(tmp_path / "a.csv", channels=("FLAIR", "T2"))
+        touch(tmp_path, "set/imagesTs/a_0000.nii.gz", "set/imagesTs/a_0001.nii.gz")
+        table = tmp_path / "set" / "dataset.json"
+        table.write_text('{"channel_names": {"0": "T1", "1": "FLAIR"}}')
+        with pytest.raises(
+            InputError, match=r"expected the channels in the order FLAIR, T1 .* found T1, FLAIR; give a CSV"
+        ):
+            find_inputs(tmp_path / "set", channels=("FLAIR", "T1"))
+        for text in ('{"channel_names": {"0": "flair", "1": "T1"}}', "{}"):
+            table.write_text(text)
+            assert self.ids(tmp_path / "set", "FLAIR", "T1") == {"a": ["a_0000.nii.gz", "a_0001.nii.gz"]}
 
     def test_nothing_to_find(self, tmp_path: Path) -> None:
         touch(tmp_path, "a.txt")
         with pytest.raises(InputError, match="gone does not exist"):
-            find_inputs(tmp_path / "gone", channels=1)
+            find_inputs(tmp_path / "gone", channels=("FLAIR",))
         with pytest.raises(InputError, match=r"expected NIfTI files \(\.nii\.gz or \.nii\), found none"):
-            find_inputs(tmp_path, channels=1)
+            find_inputs(tmp_path, channels=("FLAIR",))
         with pytest.raises(InputError, match=r"a\.txt: expected \.nii\.gz, \.nii, \.csv or a folder"):
-            find_inputs(tmp_path / "a.txt", channels=1)
+            find_inputs(tmp_path / "a.txt", channels=("FLAIR",))
         touch(tmp_path, "a_0002.nii.gz")
         with pytest.raises(InputError, match=r"is channel 2, the model takes 2: 0000 to 0001"):
-            find_inputs(tmp_path, channels=2)
+            find_inputs(tmp_path, channels=("FLAIR", "T1"))
 
     def test_no_channel_in_any_name_and_two_endings(self, tmp_path: Path) -> None:
         touch(tmp_path, "a.nii.gz")
         with pytest.raises(
             InputError, match=r"the model takes 2 channels, expected CASE_0000\.nii\.gz, found a\.nii\.gz"
         ):
-            find_inputs(tmp_path, channels=2)
+            find_inputs(tmp_path, channels=("FLAIR", "T1"))
         touch(tmp_path, "a.nii")
         with pytest.raises(InputError, match=r"expected one file for a, found a\.nii and a\.nii\.gz; remove one"):
-            find_inputs(tmp_path, channels=1)
+            find_inputs(tmp_path, channels=("FLAIR",))
 
 
 class TestFindLabel:

@@ -209,6 +209,15 @@ class TestSeveralCases:
             "expected voxels near the dataset's median of 1x1x2 mm (right, front, up), found 3.5x1x2" in finding.message
         )
 
+    def test_a_spacing_that_no_scanner_has_is_an_error(self, tmp_path: Path) -> None:
+        folder = tiny_dataset(tmp_path, cases=4)
+        for name in (IMAGE, LABEL):
+            micrometres = np.diag([1000.0, 1000, 1000, 1]) @ AFFINE
+            write_nifti(folder / name, nib.load(folder / name).get_fdata(dtype=np.float32), micrometres)
+        (finding,) = audit_dataset(load(folder), workers=2).findings
+        assert (finding.case_id, finding.severity, finding.kind) == ("case1", "error", "spacing")
+        assert finding.message.endswith("found 1e+03x1e+03x2e+03 mm; mend the header")
+
     def test_loads_and_spacings_by_case(self, folder: Path) -> None:
         (folder / "labelsTr/case2.nii.gz").unlink()
         audit = audit_dataset(load(folder), workers=2)

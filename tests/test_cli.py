@@ -39,6 +39,18 @@ def run_dir(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+def test_options_may_stand_between_the_overrides(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--run-dir", str(tmp_path / "run"), f"data.root={tmp_path / 'absent'}"]
+    assert main(["train", str(config), "train.steps=1", *words]) == 2
+    assert "absent" in one_line(capsys)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(config), *words, "--fast=yes"])
+    assert ended.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
 class TestNextCommand:
     """Each command ends with the one to type next."""
 

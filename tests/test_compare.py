@@ -61,7 +61,7 @@ class TestFigures:
     def test_means_over_cases_are_paired(self) -> None:
         figures = compare(FIRST, SECOND)["figures"]
         # Case c: 0 for the first, undefined for the second, so neither mean has it. Dice: 0.8 and 2/3; 1 and 0.
-        assert figures["macro.dice"]["n"] == 2
+        assert (figures["macro.dice"]["n"], figures["macro.dice"]["of"]) == (2, 3)
         assert figures["macro.dice"]["first"] == pytest.approx((0.8 + 2 / 3) / 2)
         assert figures["macro.dice"]["second"] == pytest.approx(0.5)
 

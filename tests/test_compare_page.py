@@ -77,7 +77,7 @@ class TestFigures:
         assert (lines["precision"].change, lines["precision"].bounds) == (DASH, DASH)
 
     def test_the_chart_has_short_names(self):
-        figures = {"macro.iou": figure(0.5, 0.75, [0.1, 0.3]) | {"n": 3}}
+        figures = {"macro.iou": figure(0.5, 0.75, [0.1, 0.3]) | {"n": 3, "of": 4}}
         (line,) = figure_lines(comparison(figures=figures), LABELS)
         assert line.name == "IoU, mean over cases (where both have it: 3 of 4 cases)"
         assert ">IoU, mean over cases<" in str(difference_chart([line], "chart"))

@@ -37,6 +37,16 @@ class TestLoading:
         assert config.data.root == Path("some/where")
         assert config.model.filters == (8, 16)
 
+    def test_the_default_length_gives_way_to_any_that_is_given(self, empty: Path) -> None:
+        assert load_config(empty, ["train.ema_decay=0.9"]).train.steps == 1000
+        assert load_config(empty, ["train.steps=null"]).train.steps == 1000
+        assert load_config(empty, ["train.epochs=3"]).train.steps is None
+        assert "steps" not in load_config(empty, ["train.ema_decay=0.9"]).train.model_fields_set
+
+    def test_a_folder_may_have_a_date_for_a_name(self, empty: Path) -> None:
+        for name in ("2024-02-29", "2024-02-30"):
+            assert load_config(empty, [f"data.root={name}"]).data.root == Path(name)
+
     def test_what_is_saved_loads_to_the_same(self, empty: Path, tmp_path: Path) -> None:
         config = load_config(
             empty, ["loss.terms=[{name: dice, smooth: 1e-3}]", "model.patch_size=[32, 32, 16]", "seed=3"]
@@ -75,6 +85,7 @@ class TestBadInput:
             pytest.param("train.steps", "expected key.sub=value", id="no-value"),
             pytest.param("seed.x=1", "unknown key|valid integer", id="below-a-value"),
             pytest.param("data.root=[", "not valid YAML", id="yaml"),
+            pytest.param("train.gpus=[0, 0]", r"train\.gpus: expected different GPUs, found \[0, 0\]", id="gpus"),
         ],
     )
     def test_one_line_that_names_the_key(self, empty: Path, override: str, message: str) -> None:

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from segment.config import TrainConfig, load_config
 from segment.errors import InputError
+from segment.model.hardware import compute_capabilities
 from segment.training.distribution import (
     check_batch_size,
     choose_gpus,
@@ -18,6 +19,7 @@ from segment.training.distribution import (
     distributed_batches,
     lost_worker_explained,
     make_strategy,
+    memory_explained,
     mirrored_strategy,
     strategy_name,
 )
@@ -37,6 +39,21 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 class TestGpus:
+    def test_only_those_that_are_visible_choose_the_number_format(self, gpus: dict[str, Any]) -> None:
+        capability = {"gpu0": (7, 5), "gpu1": (8, 0)}
+        tf.config.experimental.get_device_details = lambda gpu: {"compute_capability": capability[gpu]}
+        gpus["count"] = 2
+        assert compute_capabilities() == [(7, 5), (8, 0)]
+        choose_gpus((1,))
+        assert compute_capabilities() == [(8, 0)]
+        choose_gpus(())
+        assert compute_capabilities() == []
+
+    def test_too_little_memory_is_one_line_that_says_what_to_lower(self) -> None:
+        message = r"lower train\.batch_size \(now 16\).* train\.accumulate_steps \(now 1\).* or model\.patch_size"
+        with pytest.raises(InputError, match=message), memory_explained(TrainConfig(batch_size=16)):
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
     def test_those_of_the_configuration(self, gpus: dict[str, Any]) -> None:
         gpus["count"] = 4
         choose_gpus((3, 1))

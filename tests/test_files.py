@@ -108,6 +108,28 @@ class TestClaimFolder:
             claim_folder(tmp_path, force=True)
         assert (tmp_path / "thesis.tex").exists()
 
+    @pytest.mark.parametrize("flags", [{}, {"force": True}, {"resume": True}])
+    def test_what_is_read_is_never_replaced(self, tmp_path: Path, flags: dict[str, bool]) -> None:
+        claim_folder(tmp_path / "out")
+        (tmp_path / "out" / "masks").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "out")
+        for given in (tmp_path / "out" / "masks", tmp_path / "out", tmp_path / "link" / "masks"):
+            with pytest.raises(InputError, match=r"holds the input .*; choose another path for the output"):
+                claim_folder(tmp_path / "out", inputs=(None, given), **flags)
+        assert (tmp_path / "out" / "masks").is_dir()
+        claim_folder(tmp_path / "out", inputs=(None, tmp_path, tmp_path / "out" / "absent"), force=True)
+
+    def test_a_run_is_no_folder_of_results(self, tmp_path: Path) -> None:
+        claim_folder(tmp_path / "run", kind="run")
+        (tmp_path / "run" / "model.keras").touch()
+        for flags in ({"force": True}, {"resume": True}):
+            with pytest.raises(
+                InputError, match="run: expected a folder of results, found a run folder; choose another"
+            ):
+                claim_folder(tmp_path / "run", **flags)
+        claim_folder(tmp_path / "run", resume=True, kind="run")
+        assert (tmp_path / "run" / "model.keras").exists()
+
     def test_a_file_in_the_way(self, tmp_path: Path) -> None:
         (tmp_path / "out").touch()
         with pytest.raises(InputError, match="is a file, expected a folder"):

@@ -130,23 +130,26 @@ class TestMsd:
 
     def test_as_input(self, tmp_path: Path) -> None:
         root = msd_dataset(tmp_path)
-        assert [case.case_id for case in find_inputs(root, channels=3)] == ["brain_000", "brain_001"]
+        cases = find_inputs(root, channels=("FLAIR", "T1w", "T2w"))
+        assert [case.case_id for case in cases] == ["brain_000", "brain_001"]
         write_nifti(root / "imagesTs/new.nii.gz", VOLUMES)
         msd_dataset(tmp_path, test=["./imagesTs/new.nii.gz"])
-        (case,) = find_inputs(root, channels=3)
+        (case,) = find_inputs(root, channels=("FLAIR", "T1w", "T2w"))
         assert (case.case_id, case.label_path) == ("new", None)
         np.testing.assert_array_equal(read_scan(case, with_label=False).image, VOLUMES)
-        with pytest.raises(InputError, match="expected 2 channels as the model takes, found FLAIR, T1w, T2w"):
-            find_inputs(root, channels=2)
+        with pytest.raises(
+            InputError, match="expected the channels FLAIR, T1 as the model takes, found FLAIR, T1w, T2w"
+        ):
+            find_inputs(root, channels=("FLAIR", "T1"))
 
     def test_4d_files_as_input(self, tmp_path: Path) -> None:
         write_nifti(tmp_path / "a.nii.gz", VOLUMES)
         write_nifti(tmp_path / "b.nii", VOLUMES[..., 0])
         for path in (tmp_path / "a.nii.gz", tmp_path):
-            case = find_inputs(path, channels=3)[0]
+            case = find_inputs(path, channels=("FLAIR", "T1w", "T2w"))[0]
             np.testing.assert_array_equal(read_scan(case, with_label=False).image, VOLUMES)
         with pytest.raises(InputError, match=r"case b: .*b\.nii: expected 3 channels as the last axis"):
-            read_scan(find_inputs(tmp_path, channels=3)[1], with_label=False)
+            read_scan(find_inputs(tmp_path, channels=("FLAIR", "T1w", "T2w"))[1], with_label=False)
 
 
 class TestBids:
@@ -200,12 +203,14 @@ class TestBids:
 
     def test_sidecars_are_kept_and_inherited(self, tmp_path: Path) -> None:
         root = bids_dataset(tmp_path, *TWO_SESSIONS)
-        (root / "FLAIR.json").write_text('{"EchoTime": 0.1, "Manufacturer": "A"}')
+        (root / "FLAIR.json").write_text(
+            '{"EchoTime": 0.1, "Manufacturer": "A", "PatientName": "Doe", "AcquisitionDateTime": "2020-01-01T00:00:00"}'
+        )
         (root / "sub-01/ses-a/anat/sub-01_ses-a_FLAIR.json").write_text('{"EchoTime": 0.2}')
         (root / "sub-02/anat/sub-02_acq-mprage_T1w.json").write_text("{")
         sidecars = read_sidecars(root, find_dataset(root, layout="auto").cases)
         name = "sub-01/ses-a/anat/sub-01_ses-a_FLAIR.nii.gz"
-        assert sidecars["sub-01_ses-a"] == {name: {"EchoTime": 0.2, "Manufacturer": "A"}}
+        assert sidecars["sub-01_ses-a"] == {name: {"EchoTime": 0.2, "Manufacturer": "A"}}  # no patient and no date
         assert list(sidecars["sub-01_ses-b"].values()) == [{"EchoTime": 0.1, "Manufacturer": "A"}]
         assert "not valid JSON" in sidecars["sub-02"]["sub-02/anat/sub-02_acq-mprage_T1w.nii.gz"]["error"]
 
@@ -213,20 +218,20 @@ class TestBids:
         root = bids_dataset(tmp_path, *TWO_SESSIONS)
         filters = input_filters(BidsConfig(), ("FLAIR", "T1"))
         assert filters == {"FLAIR": {"suffix": "FLAIR"}, "T1": {"suffix": "T1w"}}
-        cases = find_inputs(root, channels=2, bids=filters)
+        cases = find_inputs(root, channels=("FLAIR", "T1"), bids=filters)
         assert [case.case_id for case in cases] == ["sub-01_ses-a", "sub-01_ses-b", "sub-02"]
         assert {case.label_path for case in cases} == {None}
         own = {"x": {"acq": "mprage"}}
         assert input_filters(BidsConfig(channels=own), ("x",)) == own
         with pytest.raises(InputError, match=r"expected BIDS images that fit .* found the suffixes FLAIR, T1w"):
-            find_inputs(root, channels=1, bids={"T2": {"suffix": "T2w"}})
+            find_inputs(root, channels=("FLAIR",), bids={"T2": {"suffix": "T2w"}})
 
 
 class TestToldApart:
     def test_dataset_json_may_be_named_itself(self, tmp_path: Path) -> None:
         tiny_dataset(tmp_path)
         assert find_dataset(tmp_path / "dataset.json", layout="auto").root == tmp_path
-        assert len(find_inputs(tmp_path / "dataset.json", channels=1)) == 3
+        assert len(find_inputs(tmp_path / "dataset.json", channels=("FLAIR",))) == 3
 
     def test_semicolons(self, tmp_path: Path) -> None:
         path = tmp_path / "cases.csv"

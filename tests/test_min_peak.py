@@ -173,7 +173,7 @@ class TestPrediction:
         expected = np.zeros(image.shape, np.uint8)
         expected[1:4, 1, 1] = 1
         expected[8:10, 1, 4] = expected[10, 2, 5] = expected[16, 4, 4] = 2
-        cases = find_inputs(tmp_path / "images", channels=1)
+        cases = find_inputs(tmp_path / "images", channels=("FLAIR",))
         for name, min_peak, mask in (("peak", 0.8, expected), ("none", 0.2, None)):
             job = make_job(tmp_path / name, predictor_of(plan, image, levels), threshold=0.2, min_peak=min_peak)
             assert job.wanted.peaks == (name == "peak")
@@ -233,7 +233,7 @@ class TestWords:
     def test_in_the_table_of_both_points(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         write_scan(tmp_path, "a", np.eye(4), (9, 11, 16))
         job = make_job(tmp_path / "out", labels=tmp_path / "labels", min_peak=0.9)
-        assert run_job(job, find_inputs(tmp_path / "images", channels=1)) == 0
+        assert run_job(job, find_inputs(tmp_path / "images", channels=("FLAIR",))) == 0
         assert "│ 0.5, peak 0.9, from 0 mm3 (used) │" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ class TestRecords:
     def test_a_record_of_before_is_read(self, tmp_path: Path) -> None:
         write_scan(tmp_path, "a", np.eye(4), (9, 11, 16))
         job = make_job(tmp_path / "out", labels=tmp_path / "labels")
-        assert run_job(job, find_inputs(tmp_path / "images", channels=1)) == 0
+        assert run_job(job, find_inputs(tmp_path / "images", channels=("FLAIR",))) == 0
         path = record_path(job.output, "a")
 
         def tables(record: Record | None) -> list[Any]:

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf  # noqa: F401  (before the first test, as conftest asks)
 from builders import write_case, write_dataset_json, write_nifti
 
-from segment.config import Config
+from segment.config import Config, config_from
 from segment.data.preprocessing import prepare_cases
 from segment.errors import InputError
 from segment.files import read_json
@@ -98,3 +98,50 @@ def test_skip_invalid_lists_what_it_leaves_out(root: Path, tmp_path: Path, capsy
     assert (split["seed"], split["stratified"], split["folds"]) == (0, True, None)
     prepared = prepare_cases(data.train[:50], data.plan, cache_dir=tmp_path / "cache", workers=2)
     assert all(len(case.lesions) == 1 for case in prepared)
+
+
+def test_a_case_left_out_cannot_be_validated_on(root: Path, tmp_path: Path) -> None:
+    config = configuration(root, tmp_path / "run", skip_invalid=True)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"validation_cases": (BAD[1],)})})
+    with pytest.raises(InputError, match=rf"data\.validation_cases: case {BAD[1]} is invalid and was left out"):
+        open_run(config, resume=False, force=False)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """Three cases, the last of them without a lesion, and a folder with a lesion's shape."""
+    write_dataset_json(tmp_path / "data", file_ending=".nii.gz")
+    label = np.zeros(SHAPE, np.uint8)
+    label[2, 2, 2] = 1
+    for index in range(3):
+        image = np.random.default_rng(index).normal(100, 10, SHAPE).astype(np.float32)
+        write_case(tmp_path / "data", f"case{index}", image, label * (index < 2))
+    write_nifti(tmp_path / "shapes" / "one.nii.gz", label)
+    return tmp_path
+
+
+def test_a_training_side_without_lesions_is_refused(three: Path) -> None:
+    config = config_from(
+        {"run_dir": three / "run", "data": {"root": three / "data", "validation_cases": ["case0", "case1"]}}, source="t"
+    )
+    with pytest.raises(
+        InputError, match=r"expected a lesion to learn from .* found none in its 1 cases, such as case2"
+    ):
+        open_run(config, resume=False, force=False)
+
+
+def test_shapes_to_paste_belong_to_what_a_run_began_with(three: Path) -> None:
+    config = config_from(
+        {
+            "run_dir": three / "run",
+            "data": {"root": three / "data", "validation_cases": ["case2"]},
+            "augmentation": {"copy_paste_share": 0.5, "copy_paste_shapes": three / "shapes"},
+        },
+        source="t",
+    )
+    open_run(config, resume=False, force=False)
+    open_run(config, resume=True, force=False)
+    label = np.ones(SHAPE, np.uint8)
+    write_nifti(three / "shapes" / "two.nii.gz", label)
+    with pytest.raises(InputError, match=r"two\.nii\.gz changed since the run"):
+        open_run(config, resume=True, force=False)

@@ -87,6 +87,12 @@ class TestChoose:
         assert found.point is None
         assert "no threshold finds a lesion" in found.notes[0]
 
+    def test_why_all_lesions_decide(self) -> None:
+        (note, _) = choose([point(0.5, 0.7, None)], OPTIONS, n_scans=1).notes
+        assert note == "the validation cases hold no small lesion: chosen by the recall of all"
+        (note, _) = choose([point(0.5, 0.7, 0.0)], OPTIONS, n_scans=1).notes
+        assert note.startswith("no small lesion is found at up to")
+
     def test_no_lesions_at_all(self) -> None:
         found = choose([point(0.9, None, 0.5)], OPTIONS, n_scans=8)
         assert found.point is None
@@ -252,7 +258,7 @@ class TestPredicting:
 
     def test_a_table_of_both_points(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         job = self.job(tmp_path, PointInUse(0.7, 50.0, "test"))
-        assert run_job(job, find_inputs(tmp_path / "images", channels=1)) == 0
+        assert run_job(job, find_inputs(tmp_path / "images", channels=("FLAIR",))) == 0
         lines = capsys.readouterr().out.splitlines()
         half, used = (
             next(line for line in lines if line.startswith(name)) for name in ("│ 0.5 ", "│ 0.7, from 50 mm3")
@@ -263,7 +269,8 @@ class TestPredicting:
 
     def test_no_table_at_one_half(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert (
-            run_job(self.job(tmp_path, PointInUse(0.5, 0.0, "test")), find_inputs(tmp_path / "images", channels=1)) == 0
+            run_job(self.job(tmp_path, PointInUse(0.5, 0.0, "test")), find_inputs(tmp_path / "images", channels=("x",)))
+            == 0
         )
         assert "on these" not in capsys.readouterr().out
 
@@ -271,6 +278,6 @@ class TestPredicting:
         job = self.job(tmp_path, PointInUse(0.5, 0.0, "test"))
         seen = frozenset({sha256_of(tmp_path / "images" / "b_0000.nii.gz")})
         job = replace(job, point=replace(job.point, seen=seen))
-        run_job(job, find_inputs(tmp_path / "images", channels=1))
+        run_job(job, find_inputs(tmp_path / "images", channels=("FLAIR",)))
         notes = json.loads((job.output / "report" / "summary.json").read_text())["notes"]
         assert notes == [f"b: {CHOSE_THE_POINT}"]

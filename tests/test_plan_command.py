@@ -110,6 +110,19 @@ class TestFile:
         assert [term.name for term in config.loss.terms] == ["dice"]
         assert "The main tissue peak at 0: given" in comments()
 
+    def test_takes_over_what_it_does_not_plan(self, here: Path) -> None:
+        model = "{norm: none, deep_supervision: true, filters: [2, 4], slices: 1}"
+        Path("base.yaml").write_text(f"seed: 7\nmodel: {model}\ntrain: {{ema_decay: 0.99}}\n")
+        assert plan("--config", "base.yaml") == 0
+        config = load_config(Path("plan.yaml"))
+        assert (config.seed, config.model.norm, config.model.deep_supervision) == (7, "none", True)
+        assert config.model.filters != (2, 4)
+        assert (config.train.ema_decay, config.train.steps, config.train.validate_every) == (0.99, 2000, 500)
+        Path("base.yaml").write_text("train: {steps: 120}\n")
+        assert plan("--config", "base.yaml", "--force") == 0
+        config = load_config(Path("plan.yaml"))
+        assert (config.train.steps, config.train.validate_every) == (120, 30)
+
 
 class TestTrains:
     def test_as_it_is(self, here: Path) -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from segment.config import LossScaleConfig
+from segment.config import Config, LossScaleConfig
 from segment.errors import InputError
+from segment.files import write_json
+from segment.training import precision
 from segment.training.precision import (
     LARGEST_SCALE,
     LossScale,
+    precision_of_run,
     precision_policy,
     read_cpu_flags,
     resolve_precision,
@@ -46,6 +49,22 @@ class TestResolve:
     def test_unknown_is_refused(self) -> None:
         with pytest.raises(InputError, match=r"train\.precision: expected auto or one of float32.*found 'half'"):
             resolve_precision("half", compute_capabilities=[], cpu_flags=PLAIN)
+
+
+class TestOfRun:
+    """A run goes on in the format that it began in, whatever machine it lands on."""
+
+    def test_a_new_run_takes_what_suits_the_machine(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(precision, "compute_capabilities", lambda: [(7, 0)])
+        assert precision_of_run(Config(run_dir=tmp_path)) == "mixed_float16"
+
+    def test_a_resumed_one_keeps_its_own(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(precision, "compute_capabilities", lambda: [(7, 0)])
+        write_json(tmp_path / "manifest.json", {"precision": "mixed_bfloat16"})
+        assert precision_of_run(Config(run_dir=tmp_path)) == "mixed_bfloat16"
+        assert "began in mixed_bfloat16 and goes on in it" in capsys.readouterr().err
 
 
 class TestCpuFlags:

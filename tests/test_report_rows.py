@@ -64,7 +64,7 @@ class TestLesionTable:
 
     def test_an_unknown_threshold_blames_none(self):
         (row,) = rows(lesion(score_max=0.9), threshold=None)
-        assert row.reason == "reason_threshold"
+        assert row.reason == "reason_seen"
 
     @pytest.mark.parametrize(("touching", "reason"), [(True, "reason_touching"), (False, "reason_apart")])
     def test_false_positives(self, touching, reason):

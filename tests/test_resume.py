@@ -20,6 +20,7 @@ from inference_helpers import quick_config, threshold_predictor, write_run, writ
 
 from segment.cli import main
 from segment.data.cases import find_inputs
+from segment.data.planning import Plan
 from segment.errors import InputError
 from segment.inference.batch import predict_cases, run_job, settings_digest
 from segment.inference.merge import merge_reports
@@ -43,8 +44,8 @@ def scans(tmp_path: Path) -> Path:
 class Counting(Predictor):
     """Counts what is really predicted."""
 
-    def __init__(self) -> None:
-        super().__init__(threshold_predictor().members)
+    def __init__(self, plan: Plan | None = None) -> None:
+        super().__init__(threshold_predictor(plan).members)
         self.done = 0
 
     def predict_prepared(self, *given: Any, **wanted: Any) -> Any:
@@ -60,7 +61,7 @@ def predicted(scans: Path, *, output: str = "out", resume: bool = True, shard: S
     options = {"probabilities": False, "settings": settings_digest(predictor, point), **more}
     job = Job(predictor, scans / output, labels, point=point, resume=resume, shard=shard, **options)
     job.output.mkdir(exist_ok=True)
-    run_job(job, find_inputs(scans / "images", channels=1))
+    run_job(job, find_inputs(scans / "images", channels=("FLAIR",)))
     return predictor.done
 
 
@@ -85,6 +86,27 @@ class TestResume:
         manifest = json.loads((scans / "out" / "manifest.json").read_text())
         assert sorted(manifest["cases"]) == list(NAMES)
         assert all(entry["seconds"]["predict"] >= 0 for entry in manifest["cases"].values())
+
+    def test_4d_files_are_known_again_and_drawn(self, tmp_path: Path) -> None:
+        for name in ("a", "b"):
+            mask = write_scan(tmp_path, name, np.eye(4), SHAPE)
+            path = tmp_path / "images" / f"{name}_0000.nii.gz"
+            image = np.asarray(nib.load(path).dataobj, np.float32)
+            path.unlink()
+            write_nifti(tmp_path / "images" / f"{name}.nii.gz", np.stack([image, image], -1), np.eye(4))
+            assert mask.any()
+        plan = make_test_plan(channels=2)
+
+        def done() -> int:
+            predictor = Counting(plan)
+            settings = settings_digest(predictor, POINT)
+            job = Job(predictor, tmp_path / "out", tmp_path / "labels", False, POINT, settings, True, None)
+            job.output.mkdir(exist_ok=True)
+            assert run_job(job, find_inputs(tmp_path / "images", channels=("FLAIR", "T1"))) == 0
+            return predictor.done
+
+        assert (done(), done()) == (2, 0)
+        assert "<image" in (tmp_path / "out" / "report" / "report.html").read_text()
 
     def test_without_the_flag_everything_is_done_again(self, scans: Path) -> None:
         predicted(scans)

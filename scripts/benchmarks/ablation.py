@@ -24,12 +24,13 @@ from typing import Any
 
 from benchmarks.ablation_table import RECIPE, ablation_table, point_table
 from benchmarks.half_counts import count_half, count_load
-from benchmarks.kept_results import open_results
+from benchmarks.kept_results import open_results, recipe_of
 from benchmarks.options import benchmark_parser
 from benchmarks.side_by_side import run_side_by_side
 from benchmarks.timed_training import HALVES, ROOT, require_settings, train_half, train_within, write_manifest
 from segment.commands.arguments import at_least_one
 from segment.data.cases import find_dataset
+from segment.data.lesion_shapes import shape_files
 from segment.data.orientation import Half
 from segment.files import read_json, write_json, write_text
 
@@ -98,7 +99,6 @@ class Run:
 def main(arguments: Sequence[str]) -> int:
     """Runs what is missing and writes results.json and table.md."""
     options = _parser().parse_args(arguments)
-    require_settings(options.config, (), minutes=options.minutes)
     ablation = Ablation(options)
     ablation.train()
     ablation.paint()
@@ -129,7 +129,10 @@ class Ablation:
         self._variants = dict(VARIANTS)
         if options.shapes is not None:
             self._variants[SHAPES] = (f"augmentation.copy_paste_shapes={json.dumps(str(options.shapes.resolve()))}",)
-        settings = {"minutes": options.minutes, "config": options.config.name, "jobs": options.jobs}
+            shape_files(options.shapes)
+        for given in self._variants.values():
+            require_settings(options.config, given, minutes=options.minutes)
+        settings = {"minutes": options.minutes, "jobs": options.jobs} | recipe_of(options.config, (), self._data)
         self.results = open_results(self._output / "results.json", settings, parts=("runs",))
 
     def train(self) -> None:

@@ -20,13 +20,14 @@ def best_point(counts: Sweep, budget: int, *, volumes: bool = True, peaks: bool 
     Args:
         counts: Of the case.
         budget: False positives.
-        volumes: Whether points with a least volume count.
+        volumes: Whether points with a least volume above the configured one count.
         peaks: Whether points with a least peak count.
     """
+    plain = counts.min_volumes_mm3[0]
     points = [
         point
         for point in pool([counts], n_scans=1)
-        if point.fp <= budget and (volumes or not point.min_lesion_mm3) and (peaks or not point.min_peak)
+        if point.fp <= budget and (volumes or point.min_lesion_mm3 == plain) and (peaks or not point.min_peak)
     ]
     return max(points, key=lambda point: (_small(point, counts), -point.fp), default=None)
 
@@ -73,8 +74,8 @@ def point_table(runs: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _at_half(counts: Sweep) -> Point:
-    points = pool([counts], n_scans=1)
-    return next(one for one in points if (one.threshold, one.min_lesion_mm3, one.min_peak) == (0.5, 0.0, 0.0))
+    plain = (0.5, counts.min_volumes_mm3[0], 0.0)
+    return next(one for one in pool([counts], n_scans=1) if (one.threshold, one.min_lesion_mm3, one.min_peak) == plain)
 
 
 def _row(name: str, runs: Sequence[Mapping[str, Any]], *, volumes: bool, peaks: bool) -> list[object]:

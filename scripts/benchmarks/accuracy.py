@@ -23,8 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.accuracy_table import OURS, accuracy_table, draw_accuracy
-from benchmarks.kept_results import open_results
+from benchmarks.kept_results import open_results, recipe_of
 from benchmarks.options import benchmark_parser
 from benchmarks.peers import peer_python
 from benchmarks.scores import score_mask, score_thresholds
@@ -41,7 +43,7 @@ from benchmarks.timed_training import (
     write_manifest,
 )
 from segment.data.cases import find_dataset
-from segment.data.scan import read_mask, read_probability
+from segment.data.scan import read_grid, read_mask, read_probability, require_same_grid
 from segment.errors import InputError
 from segment.files import read_json, write_json, write_text
 
@@ -98,7 +100,8 @@ class Comparison:
         self._output: Path = options.output.resolve()
         self._path = self._output / "results.json"
         self._data = find_dataset(options.data, layout="auto")
-        settings = {"minutes": options.minutes, "config": options.config.name, "set": options.set}
+        recipe = recipe_of(options.config, options.set, self._data)
+        settings = {"minutes": options.minutes, "set": options.set} | recipe
         self.results = open_results(self._path, settings, parts=("runs",))
 
     def missing(self) -> list[Run]:
@@ -140,13 +143,12 @@ class Comparison:
         steps, seconds = train_within(self._options.minutes * 60, trainings, trained, folder / "pilot")
         output = folder / "predictions"
         members = [word for member in trained for word in ("--run", str(member))]
-        labels = str(label_of(self._data, run.test).parent)
-        arguments = [*members, "--input", str(folder / "test.csv"), "--labels", labels, "--output", str(output)]
+        arguments = [*members, "--input", str(folder / "test.csv"), "--output", str(output)]
         run_segment("infer", [*arguments, "--probabilities", "--force"], folder / "infer.txt")
         point = read_json(output / "manifest.json")["operating_point"]
         label, grid = read_mask(label_of(self._data, run.test))
         mask, _ = read_mask(output / "masks" / f"{run.test}.nii.gz")
-        probability, _ = read_probability(output / "probabilities" / f"{run.test}.nii.gz")
+        probability = self._probability(run, output / "probabilities")
         used = {"threshold": point["threshold"], "least_mm3": point["min_lesion_mm3"], "least_peak": point["min_peak"]}
         chosen = score_mask(label, mask, grid, **used)
         every = score_thresholds(label, probability[..., 0], grid)
@@ -166,6 +168,13 @@ class Comparison:
         command += ["--minutes", str(self._options.minutes), "--output", str(folder)]
         run_command(command, folder / "peer.txt", {})
         label, grid = read_mask(label_of(self._data, run.test))
-        probability, _ = read_probability(folder / f"{run.test}.nii.gz")
+        probability = self._probability(run, folder)
         every = score_thresholds(label, probability[..., 0], grid)
         return {"thresholds": [one.to_json() for one in every], "minutes": self._options.minutes}
+
+    def _probability(self, run: Run, folder: Path) -> np.ndarray:
+        """Of the tested case; ScanError where a tool has written it on another grid than the label's."""
+        path, label = folder / f"{run.test}.nii.gz", label_of(self._data, run.test)
+        probability, grid = read_probability(path)
+        require_same_grid(read_grid(label), label, grid, path)
+        return probability

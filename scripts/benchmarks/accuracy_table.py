@@ -38,9 +38,9 @@ class Row:
 def rows_of(runs: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     """Ours at the chosen point and at 0.5, the peers at the best threshold within our false positives and at 0.5."""
     rows = []
-    ours = {_which(name): run for name, run in runs.items() if run["tool"] == OURS}
-    for name, run in sorted(runs.items(), key=lambda item: (_which(item[0]), item[1]["tool"] != OURS, item[0])):
-        which, every = _which(name), [Scored.from_json(one) for one in run["thresholds"]]
+    ours = {_which(name, run["tool"]): run for name, run in runs.items() if run["tool"] == OURS}
+    for name, run in sorted(runs.items(), key=_order):
+        which, every = _which(name, run["tool"]), [Scored.from_json(one) for one in run["thresholds"]]
         if run["tool"] == OURS:
             rows.append(Row(OURS, "chosen", which, Scored.from_json(run["chosen"])))
         elif which in ours:
@@ -96,8 +96,14 @@ def draw_accuracy(runs: Mapping[str, Mapping[str, Any]]) -> str:
     return draw_dots([f"{tool}, {at}" for (tool, at), _ in groups], panels, title="Small lesions on real patients")
 
 
-def _which(name: str) -> str:
-    return name.split("-", 1)[1].replace("-", " ")
+def _order(item: tuple[str, Mapping[str, Any]]) -> tuple[str, bool, str]:
+    """By direction and seed, and there ours first."""
+    name, run = item
+    return _which(name, run["tool"]), run["tool"] != OURS, name
+
+
+def _which(name: str, tool: str) -> str:
+    return name.removeprefix(f"{tool}-").replace("-", " ")
 
 
 def _groups(rows: Sequence[Row]) -> Iterator[tuple[tuple[str, str], list[Row]]]:

@@ -32,8 +32,9 @@ PATCH, BATCH = 64, 2
 FED_STEPS = 20  # long beside the two batches that the pipeline holds ready
 FILTERS = [16, 32, 64, 128]  # of the training step that the share of time refers to
 SAME_AS_PEER = ("affine_share", "noise_share", "gamma_share")
-ONLY_2D = ("elastic_share", "dropout_share")
-SHARES = [name for name in AugmentationConfig.model_fields if name.endswith("_share") and name not in ONLY_2D]
+# What every 3D training may have; the other two are of 2D models, and for several MR channels and heavy patients.
+LEFT_OUT = ("elastic_share", "dropout_share", "channel_mixing_share", "lesion_removal_share")
+SHARES = [name for name in AugmentationConfig.model_fields if name.endswith("_share") and name not in LEFT_OUT]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -70,7 +71,7 @@ def _prepare(dataset: Path, folder: Path) -> tuple[list[PreparedCase], Plan]:
 
 
 def _config(**shares: float) -> Config:
-    values = {"flip": bool(shares), **dict.fromkeys([*SHARES, *ONLY_2D], 0.0), **shares}
+    values = {"flip": bool(shares), **dict.fromkeys([*SHARES, *LEFT_OUT], 0.0), **shares}
     return config_from({"augmentation": values, "train": {"batch_size": BATCH}}, source="benchmark")
 
 

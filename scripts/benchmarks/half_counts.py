@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from benchmarks.lesion_load import false_positives_by_load
 from segment.commands.arguments import import_tensorflow
 from segment.data.case import Case
@@ -15,6 +13,7 @@ from segment.data.scan import read_scan
 from segment.errors import InputError
 from segment.evaluation.metrics import evaluate_case
 from segment.inference.operating_point import PointSearch
+from segment.inference.tiles import to_mask
 
 if TYPE_CHECKING:
     from segment.inference.predictor import Predictor
@@ -27,7 +26,7 @@ def count_load(run_dir: Path, case: Case, half: Half) -> dict[str, list[int]]:
 
 
 def count_half(run_dir: Path, case: Case, *, flips: bool) -> dict[str, Any]:
-    """Counts of one case as a run's operating_point.json has them, and its Dice at the configured threshold.
+    """Counts of a case and the first class as operating_point.json has them, and the Dice at the configured threshold.
 
     Args:
         run_dir: The run folder.
@@ -41,18 +40,21 @@ def count_half(run_dir: Path, case: Case, *, flips: bool) -> dict[str, Any]:
     scan = read_scan(case, with_label=True)
     if scan.label is None:
         raise InputError(f"case {case.case_id}: expected a label, found none")
-    probability, label, config = predictor.predict(scan)[..., 0], scan.label > 0, predictor.config
+    probabilities, config = predictor.predict(scan), predictor.config
+    value = next(iter(predictor.plan.label_values.values()))
     search = PointSearch(config)
-    search.add(case.case_id, label, probability, scan.grid)
+    search.add(case.case_id, scan.label == value, probabilities[..., 0], scan.grid)
     point = search.finish(model_sha256=predictor.members[0].model_sha256, inputs={})
-    mask = probability >= config.inference.threshold
+    options = config.inference
+    mask = to_mask(
+        probabilities,
+        predictor.plan,
+        threshold=options.threshold,
+        min_lesion_mm3=options.min_lesion_mm3,
+        voxel_mm3=scan.grid.voxel_mm3,
+    )
     result = evaluate_case(
-        case.case_id,
-        label.astype(np.uint8),
-        mask.astype(np.uint8),
-        scan.grid,
-        config=config.evaluation,
-        distances=False,
+        case.case_id, scan.label, mask, scan.grid, config=config.evaluation, value=value, distances=False
     )
     return {"counts": point["counts"], "dice": result.case["dice"]}
 

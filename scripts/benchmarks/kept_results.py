@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import machine
+from segment.config import load_config
+from segment.data.cases import Dataset
 from segment.errors import InputError
 from segment.files import read_json
 
@@ -22,3 +26,10 @@ def open_results(path: Path, settings: dict[str, Any], *, parts: tuple[str, ...]
             "give the same options or another --output"
         )
     return results
+
+
+def recipe_of(config: Path, given: Sequence[str], data: Dataset) -> dict[str, Any]:
+    """What kept results of trainings depend on: the file's name, a digest of the options given, and the cases."""
+    options = load_config(config, given).model_dump_json(exclude={"run_dir", "seed"}, exclude_unset=True)
+    digest = hashlib.sha256(options.encode()).hexdigest()[:12]
+    return {"config": config.name, "options": digest, "cases": sorted(case.case_id for case in data.cases)}

@@ -36,6 +36,7 @@ from benchmarks.kept_results import open_results
 from benchmarks.losses_plot import draw_losses
 from benchmarks.losses_table import best_of, real_table, rows_of, sample_table
 from benchmarks.options import benchmark_parser
+from segment.commands.arguments import at_least_one
 from segment.errors import InputError
 from segment.files import read_json, write_json, write_text
 
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--validate-every", type=int, default=40, help="steps between validations (default: 40)")
     parser.add_argument("--real", type=Path, help="dataset of two patients, ms19 and ms26 (default: none)")
     parser.add_argument("--real-steps", type=int, default=1000, help="of each run on the patients (default: 1000)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, which share the cores (default: 2)")
+    parser.add_argument("--jobs", type=at_least_one, default=2, help="runs at a time, on shared cores (default: 2)")
     return parser
 
 
@@ -143,6 +144,7 @@ def real_run(loss: str, train: str, test: str, options: argparse.Namespace) -> R
     overrides = (
         f"data.root={_quoted(options.real)}",
         f"data.validation_cases=[{test}]",
+        "data.validation_half=null",
         "model.filters=[8, 16, 32, 64]",
         "model.patch_size=[48, 48, 48]",
         f"train.steps={options.real_steps}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import subprocess
@@ -129,7 +130,11 @@ def label_of(data: Dataset, case_id: str) -> Path:
 
 
 def write_manifest(data: Dataset, case_id: str, path: Path) -> None:
-    """A dataset of one case, as a CSV manifest."""
-    images = (str(image.resolve()) for image in case_of(data, case_id).image_paths)
-    cells = [case_id, *images, str(label_of(data, case_id))]
-    write_text(path, ",".join(["case", *data.channel_names, "label"]) + "\n" + ",".join(cells) + "\n")
+    """A dataset of one case, as a CSV manifest. Raises InputError for 4D files, of which a manifest takes none."""
+    case, text = case_of(data, case_id), io.StringIO()
+    if case.image_volumes:
+        raise InputError(f"case {case_id} of {data.root}: expected a file for each channel, found 4D files; split them")
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["case", *data.channel_names, "label"])
+    rows.writerow([case_id, *(str(image.resolve()) for image in case.image_paths), str(label_of(data, case_id))])
+    write_text(path, text.getvalue())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from segment.commands.arguments import Commands, add_command, at_least_one
+from segment.errors import InputError
 
 
 def add(commands: Commands) -> None:
@@ -37,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     """Reads every file of a dataset, lists what is wrong with it and what its labels hold, and writes audit.json."""
     from segment.commands.check_tables import print_audit
     from segment.config import Config, load_config
-    from segment.data.audit import audit_resampling
+    from segment.data.audit import ResampledCase, audit_resampling
     from segment.data.audit_file import claim_audit, planned_spacing, write_audit
     from segment.data.cases import find_dataset
     from segment.data.checks import audit_dataset, valid_cases
@@ -48,10 +50,18 @@ def run(options: argparse.Namespace) -> int:
     audit = audit_dataset(dataset, workers=options.workers)
     sound = valid_cases(dataset, audit)
     spacing = planned_spacing(audit, sound, config)
-    resampled = audit_resampling(sound, spacing_mm=spacing, workers=options.workers) if spacing else []
+    resampled: Sequence[ResampledCase] = ()
+    failed = None
+    if spacing:
+        try:
+            resampled = audit_resampling(sound, spacing_mm=spacing, workers=options.workers)
+        except InputError as cause:
+            failed = cause  # said after all that the audit has found
     edges = config.evaluation.bin_edges_mm3
     write_audit(options.output, dataset, audit, resampled, spacing_mm=spacing, edges_mm3=edges)
     print_audit(dataset, audit, resampled, spacing_mm=spacing, edges_mm3=edges, output=options.output)
+    if failed is not None:
+        raise failed
     if audit.errors:
         return 2
     print(f"next: segment train CONFIG.yaml data.root={shlex.quote(str(options.dataset))}")

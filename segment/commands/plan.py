@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CPU_GB = 2.0  # on a CPU time is short before memory is: a step within this takes about a second
 PREVIEW_CASES = 4
+NOT_PLANNED = ("slices", "norm", "residual", "deep_supervision")  # of the section model: taken over
 
 
 def add(commands: Commands) -> None:
@@ -142,12 +143,13 @@ def _require_split(dataset: Dataset, base: Any) -> None:
     split_dataset(dataset, base.data, seed=base.seed, loads=None)
 
 
-def _given(base: Any, root: Path, layout: str) -> dict[str, dict[str, Any]]:
+def _given(base: Any, root: Path, layout: str) -> dict[str, Any]:
     """What the base configuration itself says, section by section, with the dataset and its layout."""
-    values = base.model_dump(mode="json", exclude_unset=True, exclude={"run_dir", "seed"})
+    values = base.model_dump(mode="json", exclude_unset=True, exclude={"run_dir"})
+    model = {key: value for key, value in values.pop("model", {}).items() if key in NOT_PLANNED}
     data = {key: value for key, value in values.pop("data", {}).items() if value is not None}
     own: dict[str, Any] = {"root": str(root)} | ({"layout": layout} if layout != "auto" else {})
-    return {"data": {**data, **own}, "model": {}, "train": {}, **values}
+    return {"data": {**data, **own}, "model": model, "train": {}, **values}
 
 
 def _command(options: argparse.Namespace, memory_gb: float) -> str:

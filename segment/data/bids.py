@@ -18,6 +18,37 @@ from segment.errors import InputError
 from segment.files import read_json
 
 MODALITY_FOLDERS = ("anat", "dwi")
+ACQUISITION = frozenset(
+    (
+        "Modality",
+        "Manufacturer",
+        "ManufacturersModelName",
+        "SoftwareVersions",
+        "MagneticFieldStrength",
+        "ImagingFrequency",
+        "ReceiveCoilName",
+        "MRAcquisitionType",
+        "ScanningSequence",
+        "SequenceVariant",
+        "ScanOptions",
+        "EchoTime",
+        "RepetitionTime",
+        "InversionTime",
+        "FlipAngle",
+        "EchoTrainLength",
+        "NumberOfAverages",
+        "SliceThickness",
+        "SpacingBetweenSlices",
+        "PixelBandwidth",
+        "PhaseEncodingDirection",
+        "ParallelReductionFactorInPlane",
+        "ImageType",
+        "ContrastBolusIngredient",
+        "KVP",
+        "XRayExposure",
+        "ConvolutionKernel",
+    )
+)
 
 
 def is_bids(root: Path) -> bool:
@@ -65,6 +96,8 @@ def input_filters(config: BidsConfig, channel_names: Sequence[str]) -> dict[str,
 def read_sidecars(root: Path, cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
     """Case -> image file -> the content of its JSON sidecars, the nearer ones on top (BIDS inheritance principle).
 
+    Only what says how a scan was acquired is taken: sidecars may also name patient, date and place.
+
     Images without a sidecar are left out; a sidecar that is not valid JSON gives {"error": message}.
     """
     found = {}
@@ -91,7 +124,7 @@ def _sidecar(root: Path, image: Path) -> dict[str, Any]:
             except InputError as cause:
                 return {"error": str(cause)}
             merged |= values if isinstance(values, dict) else {}
-    return merged
+    return {key: value for key, value in merged.items() if key in ACQUISITION}
 
 
 def _parse(stem: str) -> tuple[dict[str, str], str]:

@@ -36,7 +36,7 @@ class Choice:
     """A planned training.
 
     Attributes:
-        values: Sections of a configuration that trains as it is.
+        values: Seed and sections of a configuration that trains as it is.
         plan: What training will make of it, when it sees such cases.
         memory_bytes: Estimated peak, Python and TensorFlow or the GPU's context included.
         precision: That the estimate is for.
@@ -44,7 +44,7 @@ class Choice:
         why_normalization: In words.
     """
 
-    values: dict[str, dict[str, Any]]
+    values: dict[str, Any]
     plan: Plan
     memory_bytes: int
     precision: str
@@ -56,7 +56,7 @@ def choose(
     dataset: Dataset,
     found: Fingerprint,
     *,
-    values: dict[str, dict[str, Any]],
+    values: dict[str, Any],
     dimensions: int,
     memory_gb: float,
     precision: str,
@@ -67,8 +67,8 @@ def choose(
     Args:
         dataset: The checked dataset.
         found: Its figures.
-        values: Sections of the configuration with values that are given already. Spacing and normalisation are planned
-            where `data` does not hold them; `model` and the batch size always are.
+        values: Seed and sections of the configuration with values that are given already. Spacing and normalisation are
+            planned where `data` does not hold them; patch, filters, strides and the batch size always are.
         dimensions: 2 or 3.
         memory_gb: GiB that training may take, all in all.
         precision: That training will compute in.
@@ -85,9 +85,11 @@ def choose(
     if data["normalization"] != normalization:
         why = "given"
     base = {**values, "data": data}
+    own_model = {key: value for key, value in values.get("model", {}).items() if dimensions == 2 or key != "slices"}
     runtime, least = RUNTIME_BYTES["gpu" if gpu else "cpu"], LEAST_BATCH[dimensions]
     needs = []
-    for model in _networks(data["spacing_mm"], found, dimensions):
+    for planned in _networks(data["spacing_mm"], found, dimensions):
+        model = {**own_model, **planned}
         plan = make_plan(dataset, found, config_from({**base, "model": model}, source="plan"))
         own = [MARGIN * estimate_memory(plan, size, precision, gpu=gpu) for size in range(MOST_BATCH[dimensions] + 1)]
         needs.append((runtime + own[least]) / GIB)
@@ -108,9 +110,9 @@ def choose(
 def _length(given: dict[str, Any], *, gpu: bool) -> dict[str, Any]:
     """The section `train` as given, with a length and validations where it has none; a batch size is planned."""
     given = {key: value for key, value in given.items() if key != "batch_size"}
-    steps = STEPS["gpu" if gpu else "cpu"]
-    length = {} if any(given.get(name) is not None for name in LENGTHS) else {"steps": steps}
-    return {**length, "validate_every": steps // 4, **given}
+    length = {} if any(given.get(name) is not None for name in LENGTHS) else {"steps": STEPS["gpu" if gpu else "cpu"]}
+    steps = given.get("steps") or STEPS["gpu" if gpu else "cpu"]
+    return {**length, "validate_every": max(1, steps // 4), **given}
 
 
 def _networks(spacing_mm: Sequence[float], found: Fingerprint, dimensions: int) -> Iterator[dict[str, Any]]:

@@ -10,11 +10,12 @@ import numpy as np
 from segment.data.cases import Case, Dataset
 from segment.data.census import LesionLoad
 from segment.data.inspection import Finding as Finding
-from segment.data.inspection import Inspection, inspect_case
+from segment.data.inspection import Inspection, Severity, inspect_case
 from segment.errors import InputError
 from segment.progress import in_threads
 
 SPACING_RATIO = 3.0  # to the dataset's median, in either direction
+ABSURD_RATIO = 30.0  # no scanner does that: a header in micrometres or metres
 SPACING_CASES = 3  # with fewer there is no telling which of them is the odd one
 
 
@@ -57,7 +58,8 @@ def audit_dataset(dataset: Dataset, *, workers: int) -> Audit:
     """Checks all cases, and compares them with each other.
 
     The latter: the same image in cases of different patients (warning: it may fall on both sides of a split), voxels
-    more than three times as large or small as the median (warning), and all labels that can be read are empty (error).
+    more than three times as large or small as the median (warning; thirty times: error), and all labels that can be
+    read are empty (error).
     Shows a progress bar; holds one file a worker in memory.
 
     Args:
@@ -149,9 +151,12 @@ def _odd_spacings(dataset: Dataset, inspections: list[Inspection]) -> list[Findi
             found, expected = (
                 "x".join(f"{side:.3g}" for side in spacing) for spacing in (inspection.spacing_mm or (), median)
             )
+            absurd = np.maximum(ratio, 1 / ratio).max() > ABSURD_RATIO
             message = (
                 f"case {case.case_id}: {case.image_paths[0]}: expected voxels near the dataset's median of {expected} "
-                f"mm (right, front, up), found {found} mm; resampling changes it more than threefold"
+                f"mm (right, front, up), found {found} mm; "
+                + ("mend the header" if absurd else "resampling changes it more than threefold")
             )
-            findings.append(Finding(case.case_id, str(case.image_paths[0]), "warning", "spacing", message))
+            severity: Severity = "error" if absurd else "warning"
+            findings.append(Finding(case.case_id, str(case.image_paths[0]), severity, "spacing", message))
     return findings

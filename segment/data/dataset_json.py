@@ -42,6 +42,13 @@ def is_msd_form(path: Path) -> bool:
     return isinstance(values, dict) and bool({"modality", "training"} & set(values)) and "channel_names" not in values
 
 
+def named_channels(path: Path) -> tuple[str, ...]:
+    """The channels that a dataset.json of nnU-Net v2 names; none where it names none. Raises InputError as JSON."""
+    values = read_json(path)
+    names = values.get("channel_names") if isinstance(values, dict) else None
+    return _channel_names(names, path, "channel_names") if names else ()
+
+
 def read_dataset_table(path: Path, *, msd: bool = False) -> DatasetTable:
     """Reads and checks `dataset.json`; keys that are not used here are left aside.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from segment.config_data import Entities
 from segment.data.bids import bids_inputs, is_bids
-from segment.data.dataset_json import is_msd_form, read_dataset_table
+from segment.data.dataset_json import is_msd_form, named_channels, read_dataset_table
 from segment.data.folder_names import CHANNEL_FILE, scan_stem, stems
 from segment.data.manifest import read_manifest
 from segment.data.msd import msd_cases
@@ -18,15 +19,16 @@ from segment.data.scan import Case
 from segment.errors import InputError
 
 
-def find_inputs(path: Path, *, channels: int, bids: Mapping[str, Entities] | None = None) -> tuple[Case, ...]:
+def find_inputs(path: Path, *, channels: Sequence[str], bids: Mapping[str, Entities] | None = None) -> tuple[Case, ...]:
     """Finds the scans to predict.
 
     Args:
         path: A NIfTI file (of one channel, or 4D with all channels last); a folder of CASE_0000.nii.gz files, of such
-            4D files, or of any NIfTI files when `channels` is 1 (_0000 is left off when all names end in it); an
+            4D files, or of any NIfTI files when there is one channel (_0000 is left off when all names end in it); an
             nnU-Net dataset (imagesTs where it is there, else imagesTr); an MSD one (its list `test`, else `training`);
             a BIDS one; or a CSV manifest (a label column is left aside).
-        channels: How many channels the model takes.
+        channels: The names of the channels that the model takes. Columns of a manifest are brought into their order;
+            where a dataset.json names channels they must be these; files alone are taken to be in this order.
         bids: A filter of suffix and entities for each channel, for a BIDS dataset.
 
     Returns:
@@ -34,21 +36,34 @@ def find_inputs(path: Path, *, channels: int, bids: Mapping[str, Entities] | Non
         where they were expected, so that reading that case fails and the others do not.
 
     Raises:
-        InputError: Nothing is there, or it does not fit the number of channels.
+        InputError: Nothing is there, or it does not fit the channels.
     """
     if not os.path.lexists(path):
         raise InputError(f"input {path} does not exist; give a NIfTI file, a folder or a CSV manifest")
     if path.name.lower().endswith(".csv"):
         cases, names = read_manifest(path, with_label=False)
-        if len(names) != channels:
-            raise InputError(
-                f"{path}: expected {channels} channel columns as the model takes, found {', '.join(names)}"
-            )
+        order = _order(names, channels, path)
+        cases = [replace(case, image_paths=tuple(case.image_paths[index] for index in order)) for case in cases]
         return tuple(sorted(cases, key=lambda case: case.case_id))
     if os.path.isdir(path) and not path.name.endswith(ENDINGS):
         return _inputs_of_folder(path, channels, bids)
     if path.name == "dataset.json":
         return _inputs_of_folder(path.parent, channels, bids)
+    return _input_of_file(path, len(channels))
+
+
+def _order(found: Sequence[str], expected: Sequence[str], where: Path) -> list[int]:
+    """At which place of `found` each expected channel stands, whatever the case of the letters."""
+    names = [name.casefold() for name in found]
+    wanted = [name.casefold() for name in expected]
+    if sorted(names) != sorted(wanted):
+        raise InputError(
+            f"{where}: expected the channels {', '.join(expected)} as the model takes, found {', '.join(found)}"
+        )
+    return [names.index(name) for name in wanted]
+
+
+def _input_of_file(path: Path, channels: int) -> tuple[Case, ...]:
     if not path.name.endswith(ENDINGS):
         raise InputError(f"input {path}: expected .nii.gz, .nii, .csv or a folder, found a file with another ending")
     stem = scan_stem(path.name)
@@ -76,11 +91,12 @@ def _case_of_4d(path: Path, channels: int) -> Case:
     return Case(case_id, case_id, (path,) * channels, None, tuple(range(channels)))
 
 
-def _inputs_of_folder(folder: Path, channels: int, bids: Mapping[str, Entities] | None) -> tuple[Case, ...]:
-    table = folder / "dataset.json"
+def _inputs_of_folder(folder: Path, names: Sequence[str], bids: Mapping[str, Entities] | None) -> tuple[Case, ...]:
+    table, channels = folder / "dataset.json", len(names)
     if os.path.isfile(table):
         if is_msd_form(table):
-            return _inputs_of_msd(folder, channels)
+            return _inputs_of_msd(folder, names)
+        _require_order(named_channels(table), names, table)
         folder = folder / ("imagesTs" if os.path.isdir(folder / "imagesTs") else "imagesTr")
     elif bids is not None and is_bids(folder):
         return bids_inputs(folder, bids)
@@ -108,11 +124,18 @@ def _inputs_of_folder(folder: Path, channels: int, bids: Mapping[str, Entities] 
     return tuple(_input_case(folder, case_id, numbers, channels) for case_id, numbers in sorted(found.items()))
 
 
-def _inputs_of_msd(folder: Path, channels: int) -> tuple[Case, ...]:
+def _require_order(found: Sequence[str], expected: Sequence[str], where: Path) -> None:
+    """Files are numbered, so channels that a table names otherwise would be taken for one another."""
+    if found and _order(found, expected, where) != list(range(len(expected))):
+        raise InputError(
+            f"{where}: expected the channels in the order {', '.join(expected)} as the model takes, found "
+            f"{', '.join(found)}; give a CSV manifest, whose columns may stand in any order"
+        )
+
+
+def _inputs_of_msd(folder: Path, names: Sequence[str]) -> tuple[Case, ...]:
     table = read_dataset_table(folder / "dataset.json", msd=True)
-    if len(table.channel_names) != channels:
-        names = ", ".join(table.channel_names)
-        raise InputError(f"{folder / 'dataset.json'}: expected {channels} channels as the model takes, found {names}")
+    _require_order(table.channel_names, names, folder / "dataset.json")
     cases = msd_cases(folder, table, test=bool(table.test))
     return tuple(Case(case.case_id, case.patient_id, case.image_paths, None, case.image_volumes) for case in cases)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from segment.data.geometry import canonical_spacing, network_shape, resample_nearest
 from segment.data.lesion_table import find_lesions
+from segment.data.nifti import ENDINGS
 from segment.data.planning import Plan
 from segment.data.scan import read_mask, to_canonical
 from segment.errors import InputError
@@ -45,16 +46,23 @@ def read_shapes(folder: Path, plan: Plan, *, workers: int) -> list[LesionShape]:
         InputError: The folder holds no NIfTI file, a file cannot be read, a mask holds a value that is no class of the
             plan, or no mask holds a lesion; names the folder or file.
     """
-    paths = sorted(path for path in folder.glob("*") if path.name.endswith((".nii", ".nii.gz")))
-    if not paths:
-        raise InputError(
-            f"augmentation.copy_paste_shapes: expected a folder with .nii or .nii.gz masks, found {folder}"
-        )
-    found = in_threads("Reading lesion shapes", lambda path: _shapes_of(path, plan), paths, workers=workers)
+    found = in_threads(
+        "Reading lesion shapes", lambda path: _shapes_of(path, plan), shape_files(folder), workers=workers
+    )
     shapes = [shape for part in found for shape in part]
     if not shapes:
         raise InputError(f"augmentation.copy_paste_shapes: expected lesions, found empty masks only in {folder}")
     return shapes
+
+
+def shape_files(folder: Path) -> list[Path]:
+    """The .nii and .nii.gz files of a folder, sorted. Raises InputError where it holds none."""
+    paths = sorted(path for path in folder.glob("*") if path.name.endswith(ENDINGS))
+    if not paths:
+        raise InputError(
+            f"augmentation.copy_paste_shapes: expected a folder with .nii or .nii.gz masks, found {folder}"
+        )
+    return paths
 
 
 def _shapes_of(path: Path, plan: Plan) -> list[LesionShape]:

@@ -50,7 +50,10 @@ def write_plan(path: Path, planned: Planned, *, command: str) -> None:
     choice = planned.choice
     whys = {**_data_comments(planned), **_model_comments(planned), **_train_comments(planned)}
     lines = [*_header(planned, path, command), "", f"run_dir: {_flow(f'runs/{path.stem}')}"]
-    for section, values in choice.values.items():
+    sections = dict(choice.values)
+    if "seed" in sections:
+        lines.append(f"seed: {sections.pop('seed')}")
+    for section, values in sections.items():
         lines += ["", f"{section}:"]
         for key, value in values.items():
             lines += _comment(whys.get(f"{section}.{key}", ""), indent=2)

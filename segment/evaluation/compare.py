@@ -63,7 +63,7 @@ def compare_folders(
         for side, folder in folders.items()
     }
     _require_same_cases(folders, {side: {job.case_id for job in jobs[side]} for side in SIDES})
-    claim_folder(output, force=force)
+    claim_folder(output, force=force, inputs=(first, second, labels, images))
     with Workers(min(workers, len(jobs["first"]))) as pool:
         outcomes = {side: run_jobs(jobs[side], pool) for side in SIDES}
         bad = _write_failures(folders, outcomes, output)

@@ -87,18 +87,18 @@ def figure_lines(comparison: Mapping[str, Any], labels: Mapping[str, str]) -> li
     figures = comparison["figures"]
     bins = [f"iou10.{name}" for name in comparison["lesions"] if name not in ("all", "small")]
     keys = [key for key in (*BEFORE_BINS, *bins, *AFTER_BINS) if key in figures]
-    return [_line(key, figures[key], labels, n_cases=comparison["n_cases"]) for key in keys]
+    return [_line(key, figures[key], labels) for key in keys]
 
 
-def _line(key: str, figure: Mapping[str, Any], labels: Mapping[str, str], *, n_cases: int) -> Line:
+def _line(key: str, figure: Mapping[str, Any], labels: Mapping[str, str]) -> Line:
     if key.startswith("iou10."):
         name = labels["figure_bin"].format(bin=bin_name(key.removeprefix("iou10.")))
     else:
         name = labels["figure_" + key.replace(".", "_")]
     short = name
-    if figure.get("n", n_cases) < n_cases:
+    if "n" in figure and figure["n"] < figure["of"]:
         # Left unsaid, the case that only one side gets wrong would vanish from its mean.
-        name = labels["compare_both_defined"].format(name=name, n=figure["n"], all=n_cases)
+        name = labels["compare_both_defined"].format(name=name, n=figure["n"], all=figure["of"])
     interval = tuple(figure["interval"]) if figure["interval"] else None
     verdict: Literal["better", "worse", "unclear", "no_spread"] = "unclear"
     if interval is not None and not is_spread(interval):

@@ -76,7 +76,7 @@ def evaluate_folders(
         missing=missing,
         maps=output / MAPS,
     )
-    claim_folder(output, force=force)
+    claim_folder(output, force=force, inputs=(predictions, labels, probabilities, images))
     write_colours(output / MAPS)
     with Workers(min(workers, len(jobs))) as pool:
         outcomes = run_jobs(jobs, pool)

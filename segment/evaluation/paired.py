@@ -65,7 +65,7 @@ def compare_results(
         "first": names[0],
         "second": names[1],
         "n_cases": len(scans),
-        "figures": _figures(tables, columns, bins, config, seed),
+        "figures": _figures(tables, columns, bins, config, seed, len(pairs)),
         "lesions": _lesion_counts(lesions, bins, config),
         "found_by_first_only": [row for row in lesions if row["found_first"] and not row["found_second"]],
         "found_by_second_only": [row for row in lesions if row["found_second"] and not row["found_first"]],
@@ -103,9 +103,12 @@ def _paired_counts(
 
 
 def _figures(
-    tables: np.ndarray, columns: Sequence[str], bins: Sequence[str], config: EvaluationConfig, seed: int
+    tables: np.ndarray, columns: Sequence[str], bins: Sequence[str], config: EvaluationConfig, seed: int, n_pairs: int
 ) -> dict[str, Any]:
-    """Each figure of both sides with its difference and the interval of that; `tables` is [scans, 2, columns]."""
+    """Each figure of both sides with its difference and the interval of that; `tables` is [scans, 2, columns].
+
+    Means over cases, where a scan counts once for each class, also have `n`, how many both define, of `n_pairs`.
+    """
     n_scans = len(tables)
     whole = [_rates_of(tables[:, side].sum(axis=0), columns, bins, n_scans) for side in (0, 1)]
     samples = None
@@ -123,7 +126,7 @@ def _figures(
         }
         if name.startswith("macro."):
             column = columns.index(f"{name.removeprefix('macro.')}.defined")
-            figures[name]["n"] = int(tables[:, 0, column].sum())
+            figures[name] |= {"n": int(tables[:, 0, column].sum()), "of": n_pairs}
     return figures
 
 

@@ -186,4 +186,6 @@ def _reason(lesion: Mapping[str, Any], outcome: Outcome, threshold: float | None
         return ""
     if score < SEEN_PROBABILITY:
         return "reason_unseen"
-    return "reason_removed" if threshold is not None and score >= threshold else "reason_threshold"
+    if threshold is None:
+        return "reason_seen"
+    return "reason_removed" if score >= threshold else "reason_threshold"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,13 +91,13 @@ def _why_missed(lesions: Sequence[LesionRow], labels: Mapping[str, str]) -> str:
     missed = [row for row in lesions if row.outcome == "missed"]
     if not missed:
         return ""
-    reasons = [row.reason for row in missed]
-    known = any(row.score_max is not None for row in missed)
-    return labels["sentence_why" if known else "sentence_overlap"].format(
-        unseen=reasons.count("reason_unseen"),
-        threshold=reasons.count("reason_threshold"),
-        overlap=reasons.count("reason_overlap"),
-    )
+    counts = Counter(row.reason.removeprefix("reason_") for row in missed)
+    if all(row.score_max is None for row in missed):
+        sentence = "sentence_overlap"
+    else:
+        sentence = "sentence_why_seen" if counts["seen"] else "sentence_why"
+    names = ("unseen", "seen", "threshold", "removed", "overlap")
+    return labels[sentence].format(**{name: counts[name] for name in names})
 
 
 def _tiles(summary: Mapping[str, Any], labels: Mapping[str, str]) -> list[Tile]:

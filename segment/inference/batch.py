@@ -67,7 +67,7 @@ def predict_cases(
     """
     predictor = Predictor.load(runs, changes=changes)
     filters = input_filters(predictor.config.data.bids, predictor.plan.channel_names)
-    cases = find_inputs(source, channels=predictor.plan.channels, bids=filters)
+    cases = find_inputs(source, channels=predictor.plan.channel_names, bids=filters)
     if labels is not None:
         _require_labels(labels, cases)
     point = point_in_use(
@@ -76,7 +76,7 @@ def predict_cases(
         predictor.config,
         threshold=threshold,
     )
-    _claim(output, force=force, resume=resume, shard=shard)
+    _claim(output, force=force, resume=resume, shard=shard, inputs=(*runs, source, labels))
     _say(point)
     settings = settings_digest(predictor, point)
     job = Job(predictor, output, labels, probabilities, point, settings, resume, shard)
@@ -110,18 +110,18 @@ def _require_labels(labels: Path, cases: Sequence[Case]) -> None:
         )
 
 
-def _claim(output: Path, *, force: bool, resume: bool, shard: Shard | None) -> None:
+def _claim(output: Path, *, force: bool, resume: bool, shard: Shard | None, inputs: Sequence[Path | None]) -> None:
     """Makes the output folder ready; shards share one, and each refuses only to do its own part twice."""
     if (resume or shard) and output.is_dir() and any(output.iterdir()) and not (output / MARKER).exists():
         raise InputError(f"output folder {output} holds files that segment did not write; choose another path")
     if shard is None:
-        claim_folder(output, force=force, resume=resume)
+        claim_folder(output, force=force, resume=resume, inputs=inputs)
         return
     if force:
         raise InputError("--force would remove what the other shards have written; pass --resume, or empty the folder")
     if (output / f"manifest{shard.suffix}.json").exists() and not resume:
         raise InputError(f"shard {shard} has been predicted into {output}; pass --resume to complete it")
-    claim_folder(output, resume=True)
+    claim_folder(output, resume=True, inputs=inputs)
 
 
 def _say(point: PointInUse) -> None:

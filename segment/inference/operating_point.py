@@ -64,12 +64,14 @@ def choose(points: Sequence[Point], options: OperatingPointConfig, *, n_scans: i
     if points[0].recall is None:
         return Choice(None, "", ("the validation cases hold no lesion, so no operating point could be chosen",))
     rules: tuple[Rule, ...] = (options.rule,) if options.rule == "recall" else (options.rule, "recall")
+    without = points[0].small_lesion_recall is None
+    why = "the validation cases hold no small lesion" if without else f"no small lesion is found at up to {target}"
     for rule in rules:
         if getattr(points[0], rule) is None:
             continue
         point = choose_point(points, rule=rule, max_fp_per_scan=options.max_fp_per_scan)
         if point is not None and getattr(point, rule) > 0:
-            instead = [f"no small lesion is found at up to {target}: chosen by the recall of all"] * (rule != rules[0])
+            instead = [f"{why}: chosen by the recall of all"] * (rule != rules[0])
             return Choice(point, rule, tuple(instead + few))
     finding = [point for point in points if point.recall]
     if not finding:

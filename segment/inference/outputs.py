@@ -6,7 +6,7 @@ them alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from segment.config import EvaluationConfig
-from segment.data.scan import read_mask, read_volume
+from segment.data.case import Case
+from segment.data.scan import ChannelReader, read_mask
+from segment.errors import InputError
 from segment.evaluation.folders import FAILURE_COLUMNS, headline
 from segment.evaluation.lesion_map import write_colours
 from segment.evaluation.pictures import CasePictures
@@ -58,26 +60,46 @@ def report_records(output: Path, records: Sequence[Record], head: Mapping[str, A
         CONSOLE.print("no report: no scan was compared with a label", markup=False)
         return
 
-    def pictures(case_id: str) -> CasePictures:
-        record = done[case_id]
-        image, grid, _ = read_volume(Path(record.images[0]))
-        mask, _ = read_mask(output / "masks" / f"{case_id}.nii.gz")
-        (label_path,) = record.label
-        label, _ = read_mask(Path(label_path))
-        return CasePictures(image, label, mask, grid)
-
     write_colours(output / REPORT / MAPS)
     summary = write_report(
         [result for record in done.values() for result in record.results],
         output / REPORT,
         config=EvaluationConfig.model_validate(head["evaluation"]),
         seed=head["seed"],
-        inputs={path: digest for record in done.values() for path, digest in (record.inputs | record.label).items()},
-        scans=pictures,
+        inputs=_named_inputs(done.values()),
+        scans=lambda case_id: _pictures(output, done[case_id]),
         operating_point=head["operating_point"],
     )
     _print_points(summary)
     print(headline(summary, output / REPORT))
+
+
+def _named_inputs(records: Iterable[Record]) -> dict[str, str]:
+    """SHA-256 by case and file name: folders above may name a patient, and a report is passed on."""
+    return {
+        f"{record.case_id}/{Path(path).name}": digest
+        for record in records
+        for path, digest in (record.inputs | record.label).items()
+    }
+
+
+def _pictures(output: Path, record: Record) -> CasePictures | None:
+    """What the report draws of a case; None where the scan is not at hand or does not fit in memory."""
+    case = Case(
+        case_id=record.case_id,
+        patient_id=record.case_id,
+        image_paths=tuple(map(Path, record.images)),
+        label_path=None,
+        image_volumes=record.image_volumes,
+    )
+    (label_path,) = record.label
+    try:
+        image, grid, _ = ChannelReader(case).load(0)
+        mask, _ = read_mask(output / "masks" / f"{record.case_id}.nii.gz")
+        label, _ = read_mask(Path(label_path))
+    except (InputError, MemoryError):
+        return None
+    return CasePictures(image, label, mask, grid)
 
 
 def _print_points(summary: Mapping[str, Any]) -> None:

@@ -53,6 +53,7 @@ class Record:
         peak_memory_mib: Largest resident memory of the process up to the end of this case.
         settings: SHA-256 of all that the outputs depend on beside the inputs.
         results: Compared with the label; empty without one.
+        image_volumes: As of `Case`.
     """
 
     case_id: str
@@ -65,6 +66,7 @@ class Record:
     peak_memory_mib: float
     settings: str
     results: tuple[CaseResult, ...]
+    image_volumes: tuple[int, ...] = ()
 
     @property
     def written(self) -> bool:
@@ -108,6 +110,7 @@ def read_record(output: Path, case_id: str) -> Record | None:
         if values.pop("format") != FORMAT:
             return None
         values["images"] = tuple(values["images"])
+        values["image_volumes"] = tuple(values.get("image_volumes", ()))
         values["results"] = tuple(_result_from(result) for result in values["results"])
         return Record(**values)
     except (KeyError, TypeError, ValueError, AttributeError) as cause:
@@ -124,7 +127,7 @@ def is_complete(
     Args:
         record: As read.
         output: The output folder.
-        digests: SHA-256 of the images as they are now, by channel.
+        digests: SHA-256 of the image files as they are now, in the order of their channels.
         settings: Of this prediction.
         label: SHA-256 of the expert mask, None where no results are wanted.
         files: Which outputs are wanted, by path below the output folder.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from segment.data.scan import (
     write_probability,
 )
 from segment.errors import InputError
+from segment.evaluation.class_values import values_outside
 from segment.evaluation.lesion_map import lesion_map, write_lesion_map
 from segment.evaluation.metrics import CaseResult, measure
 from segment.files import sha256_of
@@ -128,7 +129,8 @@ def close(job: Job, passage: Passage) -> Record:
         return passage.record
     record = Record(
         case_id=passage.case.case_id,
-        images=tuple(str(path) for path in passage.case.image_paths),
+        images=tuple(str(path.resolve()) for path in passage.case.image_paths),
+        image_volumes=passage.case.image_volumes,
         inputs=passage.inputs,
         label=passage.label,
         outputs=passage.outputs,
@@ -163,7 +165,7 @@ def look_up(job: Job, passage: Passage) -> None:
         if found is None or found.failure is not None:
             return
         label = None if job.labels is None else sha256_of(find_label(job.labels, case_id))
-        digests = [sha256_of(path) for path in passage.case.image_paths]
+        digests = [sha256_of(path) for path in dict.fromkeys(passage.case.image_paths)]  # 4D files hold several
     except (InputError, OSError):
         return  # what cannot be read is no reason to skip the case; the stages after this one say what is wrong
     files = job.outputs_of(case_id)
@@ -175,7 +177,7 @@ def read(job: Job, passage: Passage) -> None:
     """Reads the scan and brings it to the networks' grids."""
     job.predictor.memory.require(passage.case, job.wanted)
     scan = read_scan(passage.case, with_label=False)
-    passage.inputs = {str(path): sha256_of(path) for path in passage.case.image_paths}
+    passage.inputs = {str(path): sha256_of(path) for path in dict.fromkeys(passage.case.image_paths)}
     passage.grid, passage.header = scan.grid, scan.header
     passage.scans = job.predictor.prepare(scan)
 
@@ -224,9 +226,10 @@ def evaluate(job: Job, passage: Passage) -> None:
     passage.path = find_label(job.labels, case_id)
     label, grid = read_mask(passage.path)
     require_same_grid(passage.grid, passage.case.image_paths[0], grid, passage.path)
-    passage.label = {str(passage.path): sha256_of(passage.path)}
+    passage.label = {str(passage.path.resolve()): sha256_of(passage.path)}
     results = []
     classes = job.predictor.plan.label_values
+    others = _other_values(label, classes, passage.path)
     for index, (name, value) in enumerate(classes.items()):
         result, pair = measure(
             case_id,
@@ -240,16 +243,28 @@ def evaluate(job: Job, passage: Passage) -> None:
             distances=True,
             froc=True,
         )
-        results.append(_noted(result, job, passage))
+        results.append(_noted(result, job, passage, others))
         suffix = f"_{value}" if len(classes) > 1 else ""
         path = job.output / REPORT / MAPS / f"{case_id}{suffix}.nii.gz"
         write_lesion_map(path, np.asarray(lesion_map(pair, grid.shape)), grid)
     passage.results = results
 
 
-def _noted(result: CaseResult, job: Job, passage: Passage) -> CaseResult:
-    chose = bool(job.point.seen & set(passage.inputs.values()))
-    return replace(result, notes=(*result.notes, CHOSE_THE_POINT)) if chose else result
+def _other_values(label: np.ndarray, classes: Mapping[str, int], path: Path) -> tuple[str, ...]:
+    """A note on values of a label that belong to no class. Raises InputError where it has no others."""
+    others = values_outside({name: (value,) for name, value in classes.items()}, (label,))
+    if not others:
+        return ()
+    found = ", ".join(map(str, others))
+    if not np.isin(label, list(classes.values())).any():
+        known = ", ".join(f"{name} ({value})" for name, value in classes.items())
+        raise InputError(f"{path}: expected the values of {known}, found only {found}; change the label's values")
+    return (f"the label also has values that belong to no class: {found}",)
+
+
+def _noted(result: CaseResult, job: Job, passage: Passage, others: tuple[str, ...]) -> CaseResult:
+    chose = (CHOSE_THE_POINT,) * bool(job.point.seen & set(passage.inputs.values()))
+    return replace(result, notes=(*result.notes, *others, *chose))
 
 
 def _peak_memory_mib() -> float:

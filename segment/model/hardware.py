@@ -50,7 +50,7 @@ def pays(precision: str, *, compute_capabilities: Sequence[tuple[int, int]], cpu
 
 def compute_capabilities() -> list[tuple[int, int]]:
     """The (major, minor) compute capability of each visible GPU; (0, 0) for one that does not tell (not NVIDIA's)."""
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = tf.config.get_visible_devices("GPU")
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     return [tuple(detail.get("compute_capability", (0, 0))) for detail in details]
 

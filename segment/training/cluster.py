@@ -14,6 +14,7 @@ from typing import Any
 from segment.errors import InputError
 
 FIRST_PORT, PORTS = 20000, 10000  # below the ports that systems give away by themselves, 32768 and above
+LAST_PORT = 65535
 LARGEST_GROUP = 100_000  # names in one bracket of a node list
 _COUNT = re.compile(r"([0-9]+)(?:\(x([0-9]+)\))?")
 _RANGE = re.compile(r"([0-9]+)(?:-([0-9]+))?")
@@ -79,10 +80,15 @@ def _from_tf_config(text: str) -> Cluster:
         raise InputError(f"TF_CONFIG: {kind} {index} does not exist, the cluster has {len(addresses[kind])}")
     chief = addresses.get("chief", [])
     every = (*chief, *addresses.get("worker", []))
-    bad = [address for address in every if not re.fullmatch(r".+:[0-9]{1,5}", address)]
+    bad = [address for address in every if not _is_address(address)]
     if bad:
         raise InputError(f"TF_CONFIG: expected addresses as host:port, found {bad[0]!r}")
     return Cluster(every, index + (len(chief) if kind == "worker" else 0))
+
+
+def _is_address(text: str) -> bool:
+    found = re.fullmatch(r".+:([0-9]{1,5})", text)
+    return found is not None and int(found[1]) <= LAST_PORT
 
 
 def _from_slurm(environment: Mapping[str, str]) -> Cluster:

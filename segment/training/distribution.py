@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from segment.config import TrainConfig
 from segment.errors import InputError
 from segment.training.cluster import Cluster
 from segment.training.team import ADVICE
@@ -215,3 +216,15 @@ def plain_variable(variable: Any) -> tf.Variable:
 def first_replica(strategy: tf.distribute.Strategy, value: Any) -> Any:
     """The first replica's tensor of a per-replica value, or the tensor itself; for values that are equal everywhere."""
     return strategy.experimental_local_results(value)[0]
+
+
+@contextmanager
+def memory_explained(own: TrainConfig) -> Iterator[None]:
+    """Raises InputError with what to lower where TensorFlow runs out of memory."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as cause:
+        raise InputError(
+            f"the training does not fit in the device's memory: lower train.batch_size (now {own.batch_size}), with a "
+            f"higher train.accumulate_steps (now {own.accumulate_steps}) for the same result, or model.patch_size"
+        ) from cause

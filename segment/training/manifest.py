@@ -48,8 +48,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    """CPU model, usable cores, memory, and the GPUs by name."""
-    gpus = tf.config.list_physical_devices("GPU")
+    """CPU model, usable cores, memory, and the visible GPUs by name."""
+    gpus = tf.config.get_visible_devices("GPU")
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -70,10 +70,10 @@ def peak_memory_gib() -> float:
     return peak_bytes() / 2**30
 
 
-def data_hashes(cases: Sequence[Case]) -> dict[str, str]:
-    """SHA-256 of every file of the cases, by path. Raises InputError for a file that cannot be read."""
+def data_hashes(cases: Sequence[Case], more: Sequence[Path] = ()) -> dict[str, str]:
+    """SHA-256 of every file of the cases, and of more, by path. Raises InputError for a file that cannot be read."""
     paths = [path for case in cases for path in (*case.image_paths, case.label_path) if path is not None]
     try:
-        return {str(path): sha256_of(path) for path in paths}
+        return {str(path): sha256_of(path) for path in dict.fromkeys([*paths, *more])}
     except OSError as cause:
         raise InputError(f"cannot read {cause.filename}: {cause.strerror or cause}") from cause

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 
 import tensorflow as tf
 
-from segment.config import LossScaleConfig
+from segment.config import Config, LossScaleConfig
+from segment.files import read_json
 from segment.model.hardware import PRECISIONS as PRECISIONS
 from segment.model.hardware import compute_capabilities as compute_capabilities
 from segment.model.hardware import read_cpu_flags as read_cpu_flags
 from segment.model.hardware import resolve_precision as resolve_precision
+from segment.progress import CONSOLE
 
 # Beyond this a doubled scale gains nothing and drifts towards infinity when gradients vanish for long (as in NVIDIA
 # Apex).
@@ -69,3 +71,19 @@ class LossScale:
             "skipped": self.skipped,
             "skipped_in_row": self.skipped_in_row,
         }
+
+
+def precision_of_run(config: Config) -> str:
+    """What a run computes in: what suits this machine or is configured; a resumed run goes on in what it began with.
+
+    Its loss scale is of that format. Says so where this machine would take another one.
+    """
+    here = resolve_precision(
+        config.train.precision, compute_capabilities=compute_capabilities(), cpu_flags=read_cpu_flags()
+    )
+    path = config.run_dir / "manifest.json"
+    before = read_json(path).get("precision", here) if path.exists() else here
+    if before != here:
+        said = f"train.precision: the run began in {before} and goes on in it; for this machine it would be {here}"
+        CONSOLE.print(said, markup=False, soft_wrap=True)
+    return str(before)

@@ -13,6 +13,7 @@ from segment.data.bids import read_sidecars
 from segment.data.cases import Case, Dataset, find_dataset
 from segment.data.checks import Finding, check_dataset
 from segment.data.fingerprint import fingerprint
+from segment.data.lesion_shapes import shape_files
 from segment.data.planning import Plan, make_plan
 from segment.data.splits import Split, split_dataset, split_halves
 from segment.errors import InputError
@@ -59,7 +60,7 @@ def open_run(config: Config, *, resume: bool, force: bool) -> RunData:
             raise InputError(
                 f"--resume: expected a run folder, found {folder} with other files; choose another --run-dir"
             )
-        claim_folder(folder, resume=resume)  # raises before the data is read, unless it is to be resumed
+        claim_folder(folder, resume=resume, kind="run")  # raises before the data is read, unless it is to be resumed
         for left in [*folder.glob(".tmp-*"), *folder.glob("checkpoints/.tmp-*")]:
             left.unlink()  # a killed run was writing this file
     if resume and (folder / "config.yaml").exists():
@@ -74,7 +75,8 @@ def open_run(config: Config, *, resume: bool, force: bool) -> RunData:
         )
     _require_possible(folder)
     data = _new_data(config)
-    claim_folder(folder, force=force, resume=resume)
+    reads = (config.data.root, config.augmentation.copy_paste_shapes)
+    claim_folder(folder, force=force, resume=resume, inputs=reads, kind="run")
     save_config(config, folder / "config.yaml")
     write_json(folder / "plan.json", data[0].plan.to_json())
     write_json(folder / "split.json", asdict(data[1]))
@@ -119,13 +121,31 @@ def _new_data(config: Config) -> tuple[RunData, Split]:
     if audit.invalid:
         left_out = f"data.skip_invalid: left out {len(audit.invalid)} of {cases} cases: "
         CONSOLE.print(left_out + ", ".join(sorted(audit.invalid)), markup=False, soft_wrap=True)
+    named = [case_id for case_id in options.validation_cases or () if case_id in audit.invalid]
+    if named:
+        raise InputError(
+            f"data.validation_cases: case {named[0]} is invalid and was left out by data.skip_invalid; mend it or name "
+            "another"
+        )
     dataset, split = split_dataset(dataset, options, seed=config.seed, loads=audit.loads)
     train, validation = _cases(dataset, split.train), _cases(dataset, split.validation)
     sidecars = read_sidecars(dataset.root, [*train, *validation]) if dataset.layout == "bids" else {}
     # The plan looks at the training side only: validation cases stand for scans that nobody has seen yet.
     seen = Dataset(dataset.root, train, dataset.channel_names, dataset.label_values)
     plan = make_plan(seen, fingerprint(seen, workers=options.workers), config)
-    return RunData(train, validation, plan, data_hashes([*train, *validation]), audit.findings, sidecars), split
+    if not plan.foreground_share:
+        raise InputError(
+            f"expected a lesion to learn from on the training side, found none in its {len(train)} cases, such as "
+            f"{split.train[0]}; change data.validation_half, data.validation_cases or seed"
+        )
+    return RunData(train, validation, plan, _hashes(config, train, validation), audit.findings, sidecars), split
+
+
+def _hashes(config: Config, train: Sequence[Case], validation: Sequence[Case]) -> dict[str, str]:
+    """Of all files that the training depends on."""
+    options = config.augmentation
+    folder = options.copy_paste_shapes if options.copy_paste_share else None
+    return data_hashes([*train, *validation], [] if folder is None else shape_files(folder))
 
 
 def _saved_data(config: Config) -> RunData:
@@ -135,7 +155,7 @@ def _saved_data(config: Config) -> RunData:
     if config.data.validation_half is not None:
         dataset, _ = split_halves(dataset, config.data.validation_half)
     train, validation = _cases(dataset, split["train"]), _cases(dataset, split["validation"])
-    saved, hashes = read_json(folder / "data.json"), data_hashes([*train, *validation])
+    saved, hashes = read_json(folder / "data.json"), _hashes(config, train, validation)
     changed = [path for path in sorted(set(saved) | set(hashes)) if saved.get(path) != hashes.get(path)]
     if changed:
         raise InputError(

@@ -34,6 +34,7 @@ from segment.training.distribution import (
     compile_repeatably,
     lost_worker_explained,
     make_strategy,
+    memory_explained,
     strategy_name,
 )
 from segment.training.durations import training_steps
@@ -41,13 +42,7 @@ from segment.training.ema import WeightAverage
 from segment.training.interruption import Interrupted, stop_on_signals
 from segment.training.loop import Loop, Parts
 from segment.training.manifest import commit, hardware, peak_memory_gib, versions
-from segment.training.precision import (
-    LossScale,
-    compute_capabilities,
-    precision_policy,
-    read_cpu_flags,
-    resolve_precision,
-)
+from segment.training.precision import LossScale, precision_of_run, precision_policy
 from segment.training.run_folder import RunData, join_run, open_run
 from segment.training.selection import headline_figures, in_words
 from segment.training.step import TrainStep, weights_of
@@ -97,18 +92,14 @@ def train(config: Config, *, resume: bool, force: bool) -> TrainResult:
     compile_repeatably()
     cluster = find_cluster(os.environ) if config.train.strategy == "multi_worker" else None
     team = Team() if cluster is None else meet(cluster, purpose=_purpose(config, resume=resume, force=force))
-    with closing(team), lost_worker_explained(alone=team.alone):
+    with closing(team), lost_worker_explained(alone=team.alone), memory_explained(config.train):
         return _train(config, team, cluster, resume=resume, force=force)
 
 
 def _train(config: Config, team: Team, cluster: Cluster | None, *, resume: bool, force: bool) -> TrainResult:
     say_once(team)
     data, prepared = _open(config, team, resume=resume, force=force)
-    precision = team.from_chief(
-        lambda: resolve_precision(
-            config.train.precision, compute_capabilities=compute_capabilities(), cpu_flags=read_cpu_flags()
-        )
-    )
+    precision = team.from_chief(lambda: precision_of_run(config))
     parts = _build(config, data, prepared, precision, cluster)
     manifest = _manifest(config, data, precision, parts.strategy, team)
     return _run(config, data, parts, manifest, team)

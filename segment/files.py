@@ -127,7 +127,7 @@ def claim_folder(
     """
     try:
         for given in inputs:
-            if given is not None and given.exists() and given.resolve().is_relative_to(folder.resolve()):
+            if given is not None and given.exists() and _real(given).is_relative_to(_real(folder)):
                 raise InputError(f"output folder {folder} holds the input {given}; choose another path for the output")
         made_as = (folder / MARKER).read_text(encoding="utf-8") if (folder / MARKER).is_file() else ""
         if (force or resume) and made_as not in ("", kind):
@@ -149,3 +149,7 @@ def claim_folder(
     except OSError as cause:
         reason = cause.strerror or cause
         raise InputError(f"cannot write to output folder {folder}: {reason}; choose another path") from cause
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # unlike Path.resolve it takes a link to itself

@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import tensorflow as tf  # noqa: F401 - the four logical devices are set up before any test runs
-from builders import AFFINE, tiny_dataset
+from builders import AFFINE, tiny_dataset, write_nifti
 from cli_helpers import SHAPE, tiny_config
 
 from segment.config import load_config
@@ -125,6 +126,9 @@ def test_a_whole_comparison(
     recipe, data, output = tmp_path / "recipe.py", tmp_path / "data", tmp_path / "out"
     recipe.write_text(RECIPE)
     tiny_dataset(data, cases=2, shape=SHAPE, affine=AFFINE)
+    for path in (data / "labelsTr").iterdir():  # each half of a patient is trained on, so both hold a lesion
+        label = np.asarray(nib.load(path).dataobj, np.uint8)
+        write_nifti(path, label | label[::-1], AFFINE)
     arguments = [
         "--data",
         str(data),

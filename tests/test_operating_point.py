@@ -88,9 +88,9 @@ class TestChoose:
         assert "no threshold finds a lesion" in found.notes[0]
 
     def test_why_all_lesions_decide(self) -> None:
-        (note, _) = choose([point(0.5, 0.7, None)], OPTIONS, n_scans=1).notes
+        (note, _) = choose([point(0.5, None, 0.0, 0.7)], OPTIONS, n_scans=1).notes
         assert note == "the validation cases hold no small lesion: chosen by the recall of all"
-        (note, _) = choose([point(0.5, 0.7, 0.0)], OPTIONS, n_scans=1).notes
+        (note, _) = choose([point(0.5, 0.0, 0.0, 0.7)], OPTIONS, n_scans=1).notes
         assert note.startswith("no small lesion is found at up to")
 
     def test_no_lesions_at_all(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -129,7 +130,7 @@ def close(job: Job, passage: Passage) -> Record:
         return passage.record
     record = Record(
         case_id=passage.case.case_id,
-        images=tuple(str(path.resolve()) for path in passage.case.image_paths),
+        images=tuple(os.path.abspath(path) for path in passage.case.image_paths),
         image_volumes=passage.case.image_volumes,
         inputs=passage.inputs,
         label=passage.label,
@@ -226,7 +227,7 @@ def evaluate(job: Job, passage: Passage) -> None:
     passage.path = find_label(job.labels, case_id)
     label, grid = read_mask(passage.path)
     require_same_grid(passage.grid, passage.case.image_paths[0], grid, passage.path)
-    passage.label = {str(passage.path.resolve()): sha256_of(passage.path)}
+    passage.label = {os.path.abspath(passage.path): sha256_of(passage.path)}
     results = []
     classes = job.predictor.plan.label_values
     others = _other_values(label, classes, passage.path)

@@ -108,7 +108,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = benchmark_parser("ablation", __doc__, "--data DATASET --minutes 6")
+    parser = benchmark_parser("ablation", __doc__, "--data DATASET --shapes MASKS --jobs 2")
     parser.add_argument("--data", type=Path, required=True, help="dataset with labels; every case is a patient")
     parser.add_argument("--shapes", type=Path, help="folder of lesion masks without scans: one more variant")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "ms_lesions.yaml", help="the recipe")

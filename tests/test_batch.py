@@ -199,13 +199,22 @@ class TestReport:
         summary = json.loads((job.output / "report" / "summary.json").read_text())
         assert any("values that belong to no class: 7" in note for note in summary["notes"])
 
+    def test_scan_and_label_of_one_name_are_both_listed(self, tmp_path: Path) -> None:
+        write_scan(tmp_path, "one", np.eye(4), SHAPE)
+        (tmp_path / "images" / "one_0000.nii.gz").rename(tmp_path / "images" / "one.nii.gz")
+        job = make_job(tmp_path / "out", labels=tmp_path / "labels")
+        run_job(job, find_inputs(tmp_path / "images", channels=("FLAIR",)))
+        inputs = json.loads((job.output / "report" / "summary.json").read_text())["inputs"]
+        files = [tmp_path / folder / "one.nii.gz" for folder in ("images", "labels")]
+        assert list(inputs.values()) == [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+
     def test_names_no_folder_above_the_files(self, tmp_path: Path) -> None:
         write_scan(tmp_path / "Doe_John", "one", np.eye(4), SHAPE)
         job = make_job(tmp_path / "out", labels=tmp_path / "Doe_John" / "labels")
         run_job(job, find_inputs(tmp_path / "Doe_John" / "images", channels=("FLAIR",)))
         report = job.output / "report"
         inputs = json.loads((report / "summary.json").read_text())["inputs"]
-        assert sorted(inputs) == ["one/one.nii.gz", "one/one_0000.nii.gz"]
+        assert sorted(inputs) == ["one/0/one_0000.nii.gz", "one/1/one.nii.gz"]
         assert "Doe_John" not in (report / "report.html").read_text() + (report / "summary.json").read_text()
 
 

@@ -75,11 +75,14 @@ def report_records(output: Path, records: Sequence[Record], head: Mapping[str, A
 
 
 def _named_inputs(records: Iterable[Record]) -> dict[str, str]:
-    """SHA-256 by case and file name: folders above may name a patient, and a report is passed on."""
+    """SHA-256 by case, number and file name: folders above may name a patient, and a report is passed on.
+
+    The numbers count a case's files, the label last, for scan and label often have one name in two folders.
+    """
     return {
-        f"{record.case_id}/{Path(path).name}": digest
+        f"{record.case_id}/{number}/{Path(path).name}": digest
         for record in records
-        for path, digest in (record.inputs | record.label).items()
+        for number, (path, digest) in enumerate((record.inputs | record.label).items())
     }
 
 

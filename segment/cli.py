@@ -1,7 +1,7 @@
 """The command line. `scripts/*.py` and the console command `segment` both come here; each command has its file.
 
 Exit codes: 0 all done; 1 some cases failed, the rest are written; 2 bad usage, configuration or data, said in one line;
-130 and 143 stopped by Ctrl-C or SIGTERM after a checkpoint.
+130 and 143 stopped by Ctrl-C or SIGTERM, a training after a checkpoint.
 """
 
 from __future__ import annotations

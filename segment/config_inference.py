@@ -43,7 +43,9 @@ class InferenceConfig(Section):
 class EvaluationConfig(Section):
     bin_edges_mm3: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (10.0, 50.0, 200.0)
     small_mm3: PositiveFloat = Field(default=50.0, description="a lesion of at most this volume is small")
-    min_lesion_mm3: NonNegativeFloat = Field(default=0.0, description="smaller label lesions are ignored")
+    min_lesion_mm3: NonNegativeFloat = Field(
+        default=0.0, description="smaller label lesions are ignored, and removed from masks"
+    )
     match_iou: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     bootstrap_draws: PositiveInt = 2000
 

@@ -8,7 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from segment.config_base import FractionBelowOne, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
-from segment.config_weighting import LossWeighting, RecallFeedbackWeighting, SchedulePoint, ScheduleWeighting
+from segment.config_weighting import (
+    LossWeighting,
+    RecallFeedbackWeighting,
+    SchedulePoint,
+    ScheduleWeighting,
+    UncertaintyWeighting,
+)
 
 
 class BinaryCrossentropyTerm(Section):
@@ -168,10 +174,15 @@ class LossConfig(Section):
                 _require_terms("weighting.points", point.weights, names)
                 if not any(point.weights.get(term.name, term.weight) > 0 for term in self.terms):
                     raise ValueError(f"weighting.points: expected a weight above 0 at share {point.share}, found none")
+        on = [term.name for term in self.terms if term.weight > 0]
+        if isinstance(self.weighting, UncertaintyWeighting) and "boundary" in on:
+            raise ValueError(
+                "weighting: uncertainty expects losses that are not negative: below 0 the boundary term's weight grows "
+                "to its bound; take another weighting"
+            )
         if isinstance(self.weighting, RecallFeedbackWeighting):
             _require_terms("weighting.recall_terms", self.weighting.recall_terms or (), names)
             recall = self.recall_terms
-            on = [term.name for term in self.terms if term.weight > 0]
             if all(name in recall for name in on) or not any(name in recall for name in on):
                 raise ValueError(
                     f"weighting: recall_feedback moves weight between recall-heavy terms and others, expected both, "

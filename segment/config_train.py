@@ -37,7 +37,7 @@ class LossScaleConfig(Section):
     """Loss scaling, in force with mixed_float16 only."""
 
     mode: Literal["dynamic", "fixed"] = "dynamic"
-    initial: PositiveFloat = 2.0**15
+    initial: Annotated[float, Field(ge=1.0)] = 2.0**15
     growth_steps: PositiveInt = 2000
 
 

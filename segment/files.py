@@ -101,7 +101,14 @@ def sha256_of(path: Path) -> str:
 
 
 MARKER = ".segment-output"  # tells our output folders from anybody else's, so that --force empties no other
-_KINDS = {"output": "a folder of results", "run": "a run folder"}
+Kind = Literal["predictions", "report", "comparison", "run", "data"]
+_KINDS: dict[str, str] = {
+    "predictions": "a folder of predictions",
+    "report": "the folder of a report",
+    "comparison": "the folder of a comparison",
+    "run": "a run folder",
+    "data": "a folder of sample data",
+}
 
 
 def claim_folder(
@@ -110,7 +117,7 @@ def claim_folder(
     force: bool = False,
     resume: bool | None = None,
     inputs: Sequence[Path | None] = (),
-    kind: Literal["output", "run"] = "output",
+    kind: Kind,
 ) -> None:
     """Makes an output folder ready: a new or empty one as it is; one of ours with `resume` (kept) or `force` (emptied).
 
@@ -131,7 +138,7 @@ def claim_folder(
                 raise InputError(f"output folder {folder} holds the input {given}; choose another path for the output")
         made_as = (folder / MARKER).read_text(encoding="utf-8") if (folder / MARKER).is_file() else ""
         if (force or resume) and made_as not in ("", kind):
-            found = _KINDS.get(made_as, "something else")
+            found = _KINDS.get(made_as, "one of another version")
             raise InputError(f"{folder}: expected {_KINDS[kind]}, found {found}; choose another path")
         if folder.exists() and not folder.is_dir():
             raise InputError(f"output {folder} is a file, expected a folder; choose another path")

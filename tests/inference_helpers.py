@@ -12,6 +12,7 @@ from builders import write_nifti
 from data_helpers import make_test_plan
 
 from segment.config import Config, config_from, save_config
+from segment.data.label_files import find_labels
 from segment.data.planning import Plan
 from segment.files import write_json
 from segment.inference.point_in_use import PointInUse
@@ -76,4 +77,5 @@ def make_job(output: Path, predictor: Predictor | None = None, labels: Path | No
     given = {name: changes.pop(name, least) for name, least in (("min_lesion_mm3", 0.0), ("min_peak", 0.0))}
     point = PointInUse(changes.pop("threshold", 0.5), source="test", **given)
     values: dict[str, Any] = {"probabilities": False, "settings": "0", "resume": False, "shard": None, **changes}
-    return Job(predictor or threshold_predictor(), output, labels, point=point, **values)
+    experts = None if labels is None else find_labels(labels)
+    return Job(predictor or threshold_predictor(), output, experts, point=point, **values)

@@ -125,6 +125,14 @@ class TestCommand:
         assert values["resampling"]["spacing_mm"] == [4.0, 4.0, 4.0]
         assert list(values["census"][0]["lesions_by_size"]) == ["<=50", ">50"]
 
+    def test_what_cannot_be_written_is_still_shown(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        tiny_dataset(here / "data")
+        (here / "flat").touch()
+        assert main(["check", "data", "--output", "flat/audit.json"]) == 2
+        shown = capsys.readouterr()
+        assert "3 cases; errors: 0" in shown.out
+        assert "flat" in shown.err
+
     def test_no_valid_case(self, here: Path) -> None:
         (tiny_dataset(here / "data", cases=1) / "imagesTr/case0_0000.nii.gz").unlink()
         assert main(["check", "data"]) == 2

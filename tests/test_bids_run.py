@@ -51,7 +51,10 @@ def test_check_train_and_infer(
     assert sorted(split["train"] + split["validation"]) == ["sub-1", "sub-2"]
     image = "sub-1/anat/sub-1_acq-mprage_T1w.nii.gz"
     assert read_json(Path("run/sidecars.json"))["sub-1"] == {image: {"MagneticFieldStrength": 3}}
-    assert main(["infer", "--run", "run", "--input", "data", "--output", "out"]) == 0
+    assert main(["infer", "--run", "run", "--input", "data", "--labels", "data", "--output", "out"]) == 0
+    assert read_json(Path("out/report/summary.json"))["n_cases"] == 2
     assert sorted(path.name for path in Path("out/masks").iterdir()) == ["sub-1.nii.gz", "sub-2.nii.gz"]
     inputs = read_json(Path("out/manifest.json"))["cases"]["sub-1"]["inputs"]
-    assert list(inputs) == ["data/sub-1/anat/sub-1_FLAIR.nii.gz", f"data/{image}"]
+    images = ["data/sub-1/anat/sub-1_FLAIR.nii.gz", f"data/{image}"]
+    label = "derivatives/masks/sub-1/anat/sub-1_desc-experts_mask.nii.gz"
+    assert list(inputs) == [*images, str(Path("data").resolve() / label)]

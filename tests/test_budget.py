@@ -37,7 +37,7 @@ BUDGETS = {3: (1.2, 2.0, 4.0, 8.0, 24.0, 80.0), 2: (1.2, 2.0, 4.0, 8.0, 24.0)}
 
 
 def chosen(found: Fingerprint = BRAIN, *, dimensions: int = 3, memory_gb: float = 4.0, **options: Any) -> Choice:
-    given = {"values": {"data": {}}, "precision": "float32", "gpu": False, **options}
+    given = {"values": {"data": {}}, "precision": "float32", "gpus": 0, **options}
     return choose(DATASET, found, dimensions=dimensions, memory_gb=memory_gb, **given)
 
 
@@ -53,7 +53,7 @@ class TestBudget:
     def test_is_kept_and_used(self, dimensions: int, gpu: bool, found: Fingerprint) -> None:
         sizes = []
         for memory_gb in BUDGETS[dimensions][1 if gpu else 0 :]:
-            choice = chosen(found, dimensions=dimensions, memory_gb=memory_gb, gpu=gpu)
+            choice = chosen(found, dimensions=dimensions, memory_gb=memory_gb, gpus=int(gpu))
             batch = choice.values["train"]["batch_size"]
             own = estimate_memory(choice.plan, batch, "float32", gpu=gpu)
             assert RUNTIME_BYTES["gpu" if gpu else "cpu"] + MARGIN * own <= memory_gb * GIB
@@ -71,6 +71,19 @@ class TestBudget:
     def test_too_small_says_how_much_is_needed(self, dimensions: int) -> None:
         with pytest.raises(InputError, match=rf"^--memory-gb 0.5: expected at least [\d.]+ .*\({dimensions}D"):
             chosen(dimensions=dimensions, memory_gb=0.5)
+
+    @pytest.mark.parametrize("dimensions", [2, 3])
+    @pytest.mark.parametrize("gpus", [2, 3, 4, 16])
+    def test_gpus_share_the_batch(self, dimensions: int, gpus: int) -> None:
+        """Training refuses a batch that they cannot divide evenly."""
+        one, all_ = (chosen(dimensions=dimensions, memory_gb=24, gpus=count) for count in (1, gpus))
+        batch = all_.values["train"]["batch_size"]
+        assert batch % gpus == 0
+        assert batch >= LEAST_BATCH[dimensions]
+        own = estimate_memory(all_.plan, batch // gpus, "float32", gpu=True)
+        assert all_.memory_bytes == RUNTIME_BYTES["gpu"] + own
+        assert RUNTIME_BYTES["gpu"] + MARGIN * own <= 24 * GIB
+        assert math.prod(all_.plan.patch_size) >= math.prod(one.plan.patch_size)
 
     def test_a_batch_is_a_small_part_of_the_dataset(self) -> None:
         few = dataclasses.replace(BRAIN, shape=(40, 40, 40), voxels=2 * 40**3, cases=2)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from builders import scan_file, tiny_dataset, write_dataset_json
 
-from segment.data.cases import Case, find_dataset, find_inputs, find_label
+from segment.data.cases import Case, find_dataset, find_inputs
 from segment.data.splits import split_cases
 from segment.errors import InputError
 
@@ -246,19 +246,6 @@ class TestFindInputs:
         touch(tmp_path, "a.nii")
         with pytest.raises(InputError, match=r"expected one file for a, found a\.nii and a\.nii\.gz; remove one"):
             find_inputs(tmp_path, channels=("FLAIR",))
-
-
-class TestFindLabel:
-    def test_both_endings_and_the_nearest_name(self, tmp_path: Path) -> None:
-        touch(tmp_path, "ms1.nii.gz", "ms2.nii")
-        assert find_label(tmp_path, "ms1").name == "ms1.nii.gz"
-        assert find_label(tmp_path, "ms2").name == "ms2.nii"
-        with pytest.raises(
-            InputError, match=r"case ms10: expected its label .*ms10\.nii\.gz, found none; did you mean 'ms1'"
-        ):
-            find_label(tmp_path, "ms10")
-        with pytest.raises(InputError, match="expected a folder with NIfTI files, found nothing"):
-            find_label(tmp_path / "gone", "a")
 
 
 @pytest.mark.skipif(not SHARED, reason="SEGMENT_SHARED does not name the folder with the real scans")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from cli_helpers import SHAPE, one_line, tiny_config, truncate, two_channels
 
 from segment.cli import main
 from segment.data.scan import read_mask
+from segment.files import read_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,7 +63,18 @@ class TestNextCommand:
         assert main(["train", str(config), f"data.root={dataset}", "--run-dir", str(run)]) == 0
         assert f"segment infer --run {run} --input" in capsys.readouterr().out
         assert main(["infer", "--run", str(run), "--input", str(dataset), "--output", str(out)]) == 0
-        assert f"segment evaluate --predictions {out / 'masks'} --labels" in capsys.readouterr().out
+        assert (
+            f"segment evaluate --predictions {out / 'masks'} --labels LABELS --output REPORT\n"
+            in capsys.readouterr().out
+        )
+        own = run / "config.yaml"
+        own.write_text(
+            own.read_text().replace("match_iou: 0.1", "match_iou: 0.2").replace("flips: false", "flips: true")
+        )
+        again = ["infer", "--run", str(run), "--input", str(dataset), "--output", str(tmp_path / "again"), "--no-flips"]
+        assert main(again) == 0
+        assert f"--output REPORT --config {own}\n" in capsys.readouterr().out
+        assert read_json(tmp_path / "again" / "manifest.json")["runs"][0]["inference"]["flips"] is False
 
 
 class TestInfer:
@@ -127,6 +140,30 @@ class TestOtherCommands:
         assert main(["evaluate", "--predictions", labels, "--labels", labels, "--output", str(tmp_path / "out")]) == 0
         assert (tmp_path / "out" / "report.html").exists()
 
+    def test_evaluate_as_a_run_does(self, dataset: Path, tmp_path: Path) -> None:
+        (tmp_path / "own.yaml").write_text("evaluation: {bin_edges_mm3: [7, 30], small_mm3: 30}\n")
+        labels = str(dataset / "labelsTr")
+        arguments = ["evaluate", "--predictions", labels, "--labels", labels, "--output", str(tmp_path / "out")]
+        assert main([*arguments, "--config", str(tmp_path / "own.yaml")]) == 0
+        summary = read_json(tmp_path / "out" / "summary.json")
+        assert summary["config"]["small_mm3"] == 30
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["--predictions", "{labels}", "--images", "nowhere"], "--images nowhere: expected a folder of scans"),
+            (["--compare", "{labels}", "{labels}", "--probabilities", "p"], "--probabilities: expected with --predict"),
+        ],
+    )
+    def test_evaluate_refuses_what_it_would_ignore(
+        self, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+    ) -> None:
+        labels = str(dataset / "labelsTr")
+        given = [word.format(labels=labels) for word in more]
+        assert main(["evaluate", *given, "--labels", labels, "--output", str(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
     def test_report_draws_the_page_of_a_run(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["report", str(run_dir)]) == 0
         assert str(run_dir / "run.html") in capsys.readouterr().out
@@ -183,18 +220,22 @@ class TestOtherCommands:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("command", ["train", "infer", "evaluate", "check"])
+    @pytest.mark.parametrize(
+        "command", ["train", "infer", "evaluate", "check", "plan", "export", "report", "merge-reports"]
+    )
     def test_shows_an_example(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
-        assert "example:\n  python scripts/" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert re.search(rf"example:\n  (python scripts/|segment {command} )", said)
 
     def test_scripts_run_and_help_needs_no_tensorflow(self) -> None:
         for script in ("train", "infer", "evaluate", "check_data", "make_sample_data"):
             command = [sys.executable, "-X", "importtime", str(ROOT / "scripts" / f"{script}.py"), "--help"]
             done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
             assert done.returncode == 0, done.stderr
-            assert "| tensorflow" not in done.stderr
+            assert "| segment.errors" in re.sub(r"\| +", "| ", done.stderr)  # imports are listed, indented
+            assert not re.search(r"\| +tensorflow", done.stderr)
 
     def test_no_command_is_a_usage_error(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit, match="2"):

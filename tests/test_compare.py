@@ -155,7 +155,7 @@ class TestFolders:
         }
         found = json.loads((folders / "out" / "comparison.json").read_text())
         assert (found["n_cases"], found["left_out"]) == (3, [])
-        assert found["first"].endswith("old")
+        assert (found["first"], found["second"]) == ("old", "new")  # folders above may name a patient
         assert (folders / "out" / "second" / "report.html").exists()
         with (folders / "out" / "compared_lesions.csv").open(newline="") as handle:
             rows = list(csv.DictReader(handle))
@@ -171,6 +171,20 @@ class TestFolders:
         assert (found["n_cases"], found["left_out"]) == (2, ["b"])
         assert json.loads((folders / "out" / "first" / "summary.json").read_text())["n_cases"] == 2
         assert "b.nii.gz" in (folders / "out" / "failures.csv").read_text()
+
+    def test_the_classes_of_one_folder_are_those_of_both(self, folders: Path) -> None:
+        """nnU-Net writes dataset.json beside its predictions, other tools do not."""
+        (folders / "old" / "dataset.json").write_text('{"labels": {"background": 0, "ms": 1}}')
+        assert run(folders) == 0
+        with (folders / "out" / "compared_lesions.csv").open(newline="") as handle:
+            assert {line["class"] for line in csv.DictReader(handle)} == {"ms"}
+
+    def test_two_folders_of_other_classes_are_refused(self, folders: Path) -> None:
+        for name, value in (("old", 1), ("new", 2)):
+            (folders / name / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "lesion": value}}))
+        with pytest.raises(InputError, match=r"new: expected the classes .* of .*old, found .* in dataset\.json"):
+            run(folders)
+        assert not (folders / "out").exists()
 
     def test_nothing_in_common_succeeds(self, folders: Path) -> None:
         for name in "abc":

@@ -38,7 +38,7 @@ def comparison(**changes):
     return {
         "first": "runs/a",
         "second": SCRIPT,
-        "n_cases": 4,
+        "n_cases": 8,
         "figures": {
             "small_lesion_recall": figure(0.5, 0.75, [0.1, 0.4]),
             "recall": figure(0.75, 0.5, [-0.4, -0.1]),
@@ -70,6 +70,14 @@ class TestFigures:
             "iou10.10-50": "unclear",  # the interval holds 0
             "macro.hd95_mm": "worse",  # longer
         }
+
+    @pytest.mark.parametrize(("n_cases", "verdict"), [(5, "few"), (6, "better")])
+    def test_few_cases_prove_nothing(self, n_cases, verdict):
+        first = next(iter(figure_lines(comparison(n_cases=n_cases), LABELS)))
+        assert (first.key, first.verdict) == ("small_lesion_recall", verdict)
+        figures = {"macro.iou": figure(0.5, 0.75, [0.1, 0.3]) | {"n": n_cases, "of": 8}}
+        (line,) = figure_lines(comparison(figures=figures), LABELS)
+        assert line.verdict == verdict
 
     def test_as_printed(self):
         lines = {line.key: line for line in figure_lines(comparison(), LABELS)}

@@ -55,6 +55,11 @@ class TestAccepted:
     def test_every_weighting_but_the_schedule_needs_no_more_than_its_name(self, name: str) -> None:
         assert load(weighting={"name": name}).weighting.name == name
 
+    def test_uncertainty_is_not_for_losses_below_zero(self) -> None:
+        terms = [{"name": "dice"}, {"name": "boundary", "weight": 0.1}]
+        with pytest.raises(InputError, match="weighting: uncertainty expects losses that are not negative"):
+            config_from({"loss": {"terms": terms, "weighting": {"name": "uncertainty"}}}, source="c.yaml")
+
     def test_comes_back_from_a_file(self, tmp_path: Path) -> None:
         values = {"terms": [{"name": "dice"}, {"name": "boundary", "weight": 0.1}], "weighting": schedule(POINT)}
         config = config_from({"loss": values}, source="c.yaml")

@@ -80,62 +80,69 @@ def test_sha256_of_the_empty_file(tmp_path: Path) -> None:
 
 class TestClaimFolder:
     def test_a_new_folder_is_made(self, tmp_path: Path) -> None:
-        claim_folder(tmp_path / "a" / "b")
+        claim_folder(tmp_path / "a" / "b", kind="report")
         assert (tmp_path / "a" / "b").is_dir()
 
     def test_an_existing_one_is_refused_and_kept(self, tmp_path: Path) -> None:
-        claim_folder(tmp_path / "out")
+        claim_folder(tmp_path / "out", kind="report")
         (tmp_path / "out" / "result").touch()
         with pytest.raises(InputError, match="already holds files; pass --force to replace it"):
-            claim_folder(tmp_path / "out")
+            claim_folder(tmp_path / "out", kind="report")
         assert (tmp_path / "out" / "result").exists()
 
     def test_a_claimed_one_that_is_still_empty_can_be_claimed_again(self, tmp_path: Path) -> None:
-        claim_folder(tmp_path / "out")
-        claim_folder(tmp_path / "out")
+        claim_folder(tmp_path / "out", kind="report")
+        claim_folder(tmp_path / "out", kind="report")
 
     def test_force_empties_ours_and_resume_keeps_it(self, tmp_path: Path) -> None:
-        claim_folder(tmp_path / "out")
+        claim_folder(tmp_path / "out", kind="report")
         (tmp_path / "out" / "result").touch()
-        claim_folder(tmp_path / "out", resume=True)
+        claim_folder(tmp_path / "out", resume=True, kind="report")
         assert (tmp_path / "out" / "result").exists()
-        claim_folder(tmp_path / "out", force=True)
+        claim_folder(tmp_path / "out", force=True, kind="report")
         assert not (tmp_path / "out" / "result").exists()
 
     def test_force_never_empties_a_folder_of_somebody_else(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").touch()
         with pytest.raises(InputError, match="replaces only output folders made by segment"):
-            claim_folder(tmp_path, force=True)
+            claim_folder(tmp_path, force=True, kind="report")
         assert (tmp_path / "thesis.tex").exists()
 
     @pytest.mark.parametrize("flags", [{}, {"force": True}, {"resume": True}])
     def test_what_is_read_is_never_replaced(self, tmp_path: Path, flags: dict[str, bool]) -> None:
-        claim_folder(tmp_path / "out")
+        claim_folder(tmp_path / "out", kind="report")
         (tmp_path / "out" / "masks").mkdir()
         (tmp_path / "link").symlink_to(tmp_path / "out")
         for given in (tmp_path / "out" / "masks", tmp_path / "out", tmp_path / "link" / "masks"):
             with pytest.raises(InputError, match=r"holds the input .*; choose another path for the output"):
-                claim_folder(tmp_path / "out", inputs=(None, given), **flags)
+                claim_folder(tmp_path / "out", inputs=(None, given), **flags, kind="report")
         assert (tmp_path / "out" / "masks").is_dir()
-        claim_folder(tmp_path / "out", inputs=(None, tmp_path, tmp_path / "out" / "absent"), force=True)
+        claim_folder(tmp_path / "out", inputs=(None, tmp_path, tmp_path / "out" / "absent"), force=True, kind="report")
 
     def test_a_run_is_no_folder_of_results(self, tmp_path: Path) -> None:
         claim_folder(tmp_path / "run", kind="run")
         (tmp_path / "run" / "model.keras").touch()
         for flags in ({"force": True}, {"resume": True}):
             with pytest.raises(
-                InputError, match="run: expected a folder of results, found a run folder; choose another"
+                InputError, match="run: expected the folder of a report, found a run folder; choose another"
             ):
-                claim_folder(tmp_path / "run", **flags)
+                claim_folder(tmp_path / "run", **flags, kind="report")
         claim_folder(tmp_path / "run", resume=True, kind="run")
         assert (tmp_path / "run" / "model.keras").exists()
+
+    def test_a_report_does_not_replace_predictions(self, tmp_path: Path) -> None:
+        claim_folder(tmp_path / "out", kind="predictions")
+        (tmp_path / "out" / "masks").mkdir()
+        with pytest.raises(InputError, match="expected the folder of a report, found a folder of predictions"):
+            claim_folder(tmp_path / "out", force=True, kind="report")
+        assert (tmp_path / "out" / "masks").is_dir()
 
     def test_a_file_in_the_way(self, tmp_path: Path) -> None:
         (tmp_path / "out").touch()
         with pytest.raises(InputError, match="is a file, expected a folder"):
-            claim_folder(tmp_path / "out")
+            claim_folder(tmp_path / "out", kind="report")
 
     def test_an_unwritable_parent(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(InputError, match="cannot write to output folder"):
-            claim_folder(tmp_path / "file" / "out")
+            claim_folder(tmp_path / "file" / "out", kind="report")

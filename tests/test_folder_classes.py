@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -40,6 +41,23 @@ class TestProbabilities:
         assert run(folders, probabilities=folders / "probabilities", missing="empty") == 0
         froc = summary(folders)["froc"]
         assert (froc["n_lesions"], froc["n_scans"], froc["points"][-1]["tp"]) == (3, 3, 2)
+
+    @pytest.mark.parametrize("by", ["dataset.json", "--classes"])
+    def test_channels_are_in_the_order_of_the_values(self, tmp_path: Path, by: str) -> None:
+        """As they are written, whatever the order of the names."""
+        label = mask((0, 0, 0)) + mask((5, 4, 3), value=2)
+        for folder in ("labels", "predictions"):
+            write_nifti(tmp_path / folder / "a.nii.gz", label)
+        maps = np.stack([0.9 * (label == 1), 0.6 * (label == 2)], axis=-1)
+        write_nifti(tmp_path / "probabilities" / "a.nii.gz", maps.astype(np.float32))
+        classes = parse_classes(["edge=2", "core=1"]) if by == "--classes" else None
+        if classes is None:
+            table = {"labels": {"background": 0, "edge": 2, "core": 1}}
+            (tmp_path / "labels" / "dataset.json").write_text(json.dumps(table))
+        assert run(tmp_path, probabilities=tmp_path / "probabilities", classes=classes) == 0
+        with (tmp_path / "out" / "lesions.csv").open(newline="") as handle:
+            scores = {row["class"]: row["score_max"] for row in csv.DictReader(handle) if row["side"] == "gt"}
+        assert scores == {"core": "0.9", "edge": "0.6"}
 
     def test_one_without(self, folders: Path) -> None:
         write_nifti(folders / "probabilities" / "a.nii.gz", np.zeros(SHAPE, np.float32))
@@ -99,6 +117,19 @@ class TestClasses:
         ):
             run(two)
 
+    def test_each_case_with_another_only_value(self, tmp_path: Path) -> None:
+        for name, value in (("a", 1), ("b", 2), ("c", 1)):
+            for folder in ("labels", "predictions"):
+                write_nifti(tmp_path / folder / f"{name}.nii.gz", mask((0, 0, 0), value=value))
+        with pytest.raises(InputError, match="found 1 in case a and 2 in case b; pass --classes"):
+            run(tmp_path)
+
+    def test_from_the_dataset_json_of_msd(self, two: Path) -> None:
+        labels = {"0": "background", "2": "edge", "1": "core"}
+        (two / "dataset.json").write_text(json.dumps({"modality": {"0": "FLAIR"}, "labels": labels}))
+        assert run(two) == 0
+        assert list(summary(two)["by_class"]) == ["core", "edge"]
+
     def test_from_dataset_json(self, two: Path) -> None:
         labels = {"background": 0, "core": 1, "whole": [1, 2], "ignore": 3}
         (two / "predictions" / "dataset.json").write_text(json.dumps({"labels": labels}))
@@ -107,7 +138,7 @@ class TestClasses:
 
     def test_values_that_dataset_json_does_not_name(self, two: Path) -> None:
         (two / "predictions" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "core": 1}}))
-        with pytest.raises(InputError, match=r"labels/a\.nii\.gz holds the value 2, no label in .*dataset\.json"):
+        with pytest.raises(InputError, match=r"labels/a\.nii\.gz holds the value 2, no class of .*dataset\.json"):
             run(two)
 
     @pytest.mark.parametrize("text", ["lesion", "=1", "lesion=", "lesion=0", "lesion=256", "lesion=1+", "lesion=x"])

@@ -209,7 +209,15 @@ class TestFailures:
         assert (row["case"], row["kind"]) == ("b", "truncated")
         assert str(folders / "predictions" / "b.nii.gz") in row["message"]
         assert summary(folders)["n_cases"] == 2
+        assert summary(folders)["notes"] == ["1 of 3 cases are left out, see failures.csv of this evaluation"]
         assert "case b failed" in capsys.readouterr().err
+
+    def test_a_folder_of_images_of_other_cases(self, folders: Path) -> None:
+        (folders / "scans").mkdir()
+        (folders / "scans" / "patient_0000.nii.gz").touch()
+        with pytest.raises(InputError, match=r"--images .*: expected a_0000\.nii\.gz or a\.nii\.gz, found none"):
+            run(folders, images=folders / "scans")
+        assert not (folders / "out").exists()
 
     def test_grids_that_differ_are_both_printed(self, folders: Path) -> None:
         moved = AFFINE.copy()

@@ -36,7 +36,7 @@ DATA_ORDER = (
     ("msd", "bids"),
     ("inputs",),
     ("cases", "census"),
-    ("splits",),
+    ("splits", "label_files"),
     ("phantom_objects", "normalization", "geometry"),
     ("inspection",),
     ("checks",),

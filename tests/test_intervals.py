@@ -55,6 +55,11 @@ class TestPage:
         assert "no spread between these cases" in words
         assert "the interval is that of independent lesions (Wilson)" in words
 
+    def test_of_two_cases_the_wider_interval_is_shown(self, made, tmp_path) -> None:
+        words = self.words(made, tmp_path, [0.9, 1.0])
+        assert "90% to 100%" not in words
+        assert "for 10 independent lesions the 95% interval would be 72% to 100%" in words
+
     def test_an_interval_with_a_width_is_shown_as_it_is(self, made, tmp_path) -> None:
         words = self.words(made, tmp_path, [0.5, 1.0])
         assert "(95% interval 50% to 100%)" in words

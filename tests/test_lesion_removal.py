@@ -13,6 +13,7 @@ from segment.data.lesion_removal import remove_lesions
 from segment.data.sampling import PatchLocation
 
 TISSUE = np.array([1.0, -0.5], np.float32)
+CUBES = (1.0, 1.0, 1.0)
 
 
 class Always:
@@ -43,7 +44,7 @@ def patch() -> tuple[np.ndarray, np.ndarray]:
 def test_a_large_lesion_becomes_the_tissue_around_it() -> None:
     channels, label = patch()
     before = channels.copy()
-    assert remove_lesions(channels, label, Always(), voxel_mm3=1.0) == 1
+    assert remove_lesions(channels, label, Always(), spacing_mm=CUBES) == 1
     assert label.sum() == 8  # the small one stays
     place = np.s_[:, 6:16, 6:16, 6:16]  # with its margin
     assert channels[place].mean(axis=(1, 2, 3)) == pytest.approx(TISSUE, abs=0.02)
@@ -58,7 +59,7 @@ def test_air_and_other_lesions_are_left_alone() -> None:
     label[15:17, 8:12, 8:12] = 1  # 32 voxels within the margin of the large one, which is not connected to it
     channels[:, 15:17, 8:12, 8:12] = 7
     label[3:8, 8:14, 8:14] = 1  # now it reaches the air
-    assert remove_lesions(channels, label, Always(), voxel_mm3=1.0) == 1
+    assert remove_lesions(channels, label, Always(), spacing_mm=CUBES) == 1
     assert (channels[:, 15:17, 8:12, 8:12] == 7).all()
     assert (label[15:17, 8:12, 8:12] == 1).all()
     assert (channels[:, :3] == 0).all()
@@ -66,29 +67,40 @@ def test_air_and_other_lesions_are_left_alone() -> None:
 
 def test_what_is_large_is_said_in_mm3() -> None:
     channels, label = patch()
-    assert remove_lesions(channels, label, Always(), voxel_mm3=0.2) == 0
-    assert remove_lesions(channels, label, Always(), voxel_mm3=7.0) == 2
+    assert remove_lesions(channels, label, Always(), spacing_mm=(0.5, 0.5, 0.8)) == 0
+    assert remove_lesions(channels, label, Always(), spacing_mm=(2, 2, 1.75)) == 2
+
+
+def test_across_thick_slices_nothing_else_goes() -> None:
+    channels, label = patch()
+    label[8:14, 8:14, 8:14] = 0
+    label[8:14, 8:14, 9] = 1
+    before = channels.copy()
+    assert remove_lesions(channels, label, Always(), spacing_mm=(0.5, 0.5, 8.0)) == 1
+    changed = np.argwhere((channels != before).any(axis=0))
+    assert changed.min(axis=0).tolist() == [6, 6, 9]
+    assert changed.max(axis=0).tolist() == [15, 15, 9]
 
 
 def test_without_tissue_around_it_a_lesion_stays() -> None:
     channels, label = np.ones((1, 8, 8, 8), np.float32), np.ones((8, 8, 8), np.uint8)
-    assert remove_lesions(channels, label, Always(), voxel_mm3=1.0) == 0
+    assert remove_lesions(channels, label, Always(), spacing_mm=CUBES) == 0
     assert label.all()
 
 
 def test_an_empty_patch_stays() -> None:
     channels, label = np.zeros((1, 6, 6, 6), np.float32), np.zeros((6, 6, 6), np.uint8)
-    assert remove_lesions(channels, label, np.random.default_rng(0), voxel_mm3=1.0) == 0
+    assert remove_lesions(channels, label, np.random.default_rng(0), spacing_mm=CUBES) == 0
 
 
 def test_half_of_them_go_in_the_mean_and_the_same_numbers_give_the_same() -> None:
     gone = []
     for seed in range(200):
         channels, label = patch()
-        gone.append(remove_lesions(channels, label, np.random.default_rng(seed), voxel_mm3=1.0))
+        gone.append(remove_lesions(channels, label, np.random.default_rng(seed), spacing_mm=CUBES))
         if seed < 5:
             again, its_label = patch()
-            remove_lesions(again, its_label, np.random.default_rng(seed), voxel_mm3=1.0)
+            remove_lesions(again, its_label, np.random.default_rng(seed), spacing_mm=CUBES)
             np.testing.assert_array_equal(again, channels)
             np.testing.assert_array_equal(its_label, label)
     assert 75 <= sum(gone) <= 125  # 100 expected, standard deviation 7

@@ -66,7 +66,6 @@ class TestStepMeans:
             "gradient_norm": 20.0,
             "loss_scale": 8.0,
             "skipped": 1.0,
-            "steps": 3.0,
         }
         assert means.row() == expected
         means.add(step_values(5.0))

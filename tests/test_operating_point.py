@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from inference_helpers import quick_config, threshold_predictor, write_scan
+from inference_helpers import quick_config
+from operating_helpers import CASES, row, searched
 
 from segment.config_inference import OperatingPointConfig
-from segment.data.cases import find_inputs
 from segment.data.scan import Grid
-from segment.errors import InputError
-from segment.evaluation.froc import THRESHOLDS, Point, Sweep, candidate_points, pool
-from segment.files import sha256_of
-from segment.inference.batch import run_job
-from segment.inference.operating_point import FILE, PLOT, PointSearch, add_sweeps, choose, describe
+from segment.evaluation.froc import THRESHOLDS, Point, candidate_points
+from segment.inference.operating_point import FILE, PLOT, PointSearch, choose, describe
 from segment.inference.operating_point import write_operating_point as write_point
-from segment.inference.point_in_use import PointInUse, point_in_use
-from segment.inference.stages import CHOSE_THE_POINT, Job
 
 OPTIONS = OperatingPointConfig()
 
@@ -38,25 +31,6 @@ def point(threshold: float, small: float | None, fp_per_scan: float, recall: flo
         small_lesion_recall=small,
         **values,
     )
-
-
-def row(*values: float) -> np.ndarray:
-    return np.array(values, np.float32).reshape(-1, 1, 1)
-
-
-def searched(cases: Mapping[str, tuple[np.ndarray, np.ndarray]], **inference: object) -> dict[str, Any]:
-    """operating_point.json's content for cases of (label, probability), 1 mm3 a voxel."""
-    search = PointSearch(quick_config(**inference))
-    for case_id, (label, probability) in cases.items():
-        search.add(case_id, label > 0, probability, Grid(label.shape, np.eye(4)))
-    return search.finish(model_sha256="m", inputs={f"{case_id}.nii": f"sha-{case_id}" for case_id in cases})
-
-
-# Both lesions need 0.3; at 0.3 a single voxel of 0.35 is a false positive in each of the two scans, 2 mm3 removes it.
-CASES = {
-    "a": (row(1, 1, 0, 0, 0, 0), row(0.9, 0.9, 0, 0.35, 0, 0)),
-    "b": (row(1, 1, 0, 0, 0, 0), row(0.3, 0.3, 0, 0.35, 0, 0)),
-}
 
 
 class TestChoose:
@@ -132,6 +106,15 @@ class TestSearch:
         values = searched(CASES, min_lesion_mm3=2.5)
         assert values["counts"]["min_volumes_mm3"] == [2.5, 3.0, 5.0, 8.0, 12.0, 20.0]
 
+    def test_what_the_evaluation_ignores_is_taken_out_of_the_masks(self) -> None:
+        config = quick_config()
+        ignoring = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"min_lesion_mm3": 2})})
+        search = PointSearch(ignoring)
+        for case_id, (label, probability) in CASES.items():
+            search.add(case_id, label > 0, probability, Grid(label.shape, np.eye(4)))
+        values = search.finish(model_sha256="m", inputs={})
+        assert (values["min_lesion_mm3"], values["at_configured"]["min_lesion_mm3"]) == (2.0, 2.0)
+
     def test_a_configured_threshold_off_the_grid_is_tried_too(self) -> None:
         values = searched(CASES, threshold=0.33)
         assert 0.33 in values["counts"]["thresholds"]
@@ -175,109 +158,3 @@ class TestFiles:
             "0.00 false positives a scan on 2 validation cases"
         )
         assert note == "chosen on 2 validation cases: others may do worse"
-
-
-class TestPointInUse:
-    def run(self, folder: Path, values: dict[str, Any] | None) -> Path:
-        folder.mkdir()
-        if values is not None:
-            write_point(folder, values)
-        return folder
-
-    def used(self, *runs: Path, threshold: float | None = None, **inference: object) -> PointInUse:
-        return point_in_use(runs, ["m"] * len(runs), quick_config(**inference), threshold=threshold)
-
-    def test_the_runs_own(self, tmp_path: Path) -> None:
-        found = self.used(self.run(tmp_path / "run", searched(CASES)))
-        assert (found.threshold, found.min_lesion_mm3) == (0.3, 2.0)
-        assert found.source == "operating_point.json, chosen on 2 validation cases"
-        assert found.seen == {"sha-a", "sha-b"}
-
-    def test_the_command_line_is_stronger(self, tmp_path: Path) -> None:
-        found = self.used(self.run(tmp_path / "run", searched(CASES)), threshold=0.6, min_lesion_mm3=1.0)
-        assert (found.threshold, found.min_lesion_mm3, found.source) == (0.6, 1.0, "--threshold")
-
-    def test_without_a_file_the_configuration_holds(self, tmp_path: Path) -> None:
-        found = self.used(self.run(tmp_path / "run", None), threshold=None, min_lesion_mm3=1.0)
-        assert (found.threshold, found.min_lesion_mm3) == (0.5, 1.0)
-
-    def test_an_ensemble_pools_the_cases_of_its_members(self, tmp_path: Path) -> None:
-        # Alone, a would choose 0.9 (highest of equals), b 0.3; together both lesions are found at 0.3.
-        runs = [self.run(tmp_path / name, searched({name: CASES[name]})) for name in "ab"]
-        found = self.used(*runs)
-        assert (found.threshold, found.min_lesion_mm3) == (0.3, 2.0)
-        assert found.source == "chosen on 2 validation cases of 2 runs together"
-
-    def test_an_ensemble_with_an_old_run(self, tmp_path: Path) -> None:
-        runs = [self.run(tmp_path / "a", searched(CASES)), self.run(tmp_path / "b", None)]
-        assert "1 of 2 runs have no operating_point.json" in self.used(*runs).notes[-1]
-
-    def test_another_models_point_is_refused(self, tmp_path: Path) -> None:
-        run = self.run(tmp_path / "run", searched(CASES) | {"model_sha256": "other"})
-        with pytest.raises(InputError, match=r"operating_point\.json: was chosen for another model"):
-            self.used(run)
-
-    @pytest.mark.parametrize(
-        "change",
-        [
-            {"threshold": 1.5},
-            {"threshold": "x"},
-            {"min_lesion_mm3": -1},
-            {"min_peak": 1.0},
-            {"min_peak": -0.1},
-            {"counts": {}},
-            {"inputs": None},
-        ],
-        ids=str,
-    )
-    def test_a_broken_file_is_one_line(self, tmp_path: Path, change: dict[str, Any]) -> None:
-        run = self.run(tmp_path / "run", searched(CASES))
-        (run / FILE).write_text(json.dumps(searched(CASES) | change))
-        with pytest.raises(InputError, match=r"operating_point\.json: expected an operating point"):
-            self.used(run)
-
-    def test_grids_that_differ_share_what_they_have(self) -> None:
-        counts = np.arange(6).reshape(3, 2, 1)
-        one = Sweep((0.2, 0.5, 0.7), (0.0, 2.0), (0.0,), 3, 2, counts, counts, counts)
-        other = replace(one, thresholds=(0.5, 0.6, 0.7))
-        total = add_sweeps([one, other])
-        assert (total.thresholds, total.n_gt) == ((0.5, 0.7), 6)
-        assert total.tp[..., 0].tolist() == [[2 + 0, 3 + 1], [4 + 4, 5 + 5]]
-        assert pool([total], n_scans=2)[0].threshold == 0.7
-
-
-class TestPredicting:
-    """What a prediction with labels prints and writes about the point in use."""
-
-    def job(self, folder: Path, point: PointInUse) -> Job:
-        for seed, name in enumerate("ab"):
-            write_scan(folder, name, np.eye(4), (9, 11, 16), seed=seed)
-        (folder / "out").mkdir()
-        options = {"probabilities": False, "settings": "0", "resume": False, "shard": None}
-        return Job(threshold_predictor(), folder / "out", folder / "labels", point=point, **options)
-
-    def test_a_table_of_both_points(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        job = self.job(tmp_path, PointInUse(0.7, 50.0, "test"))
-        assert run_job(job, find_inputs(tmp_path / "images", channels=("FLAIR",))) == 0
-        lines = capsys.readouterr().out.splitlines()
-        half, used = (
-            next(line for line in lines if line.startswith(name)) for name in ("│ 0.5 ", "│ 0.7, from 50 mm3")
-        )
-        # The network is perfect, and nearly all of its predictions are smaller than 50 mm3.
-        assert [cell.strip() for cell in half.split("│")[2:5]] == ["1.00", "1.00", "0.00"]
-        assert [cell.strip() for cell in used.split("│")[2:5]] == ["0.00", "0.00", "0.00"]
-
-    def test_no_table_at_one_half(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert (
-            run_job(self.job(tmp_path, PointInUse(0.5, 0.0, "test")), find_inputs(tmp_path / "images", channels=("x",)))
-            == 0
-        )
-        assert "on these" not in capsys.readouterr().out
-
-    def test_a_scan_that_chose_the_point_is_said_in_the_report(self, tmp_path: Path) -> None:
-        job = self.job(tmp_path, PointInUse(0.5, 0.0, "test"))
-        seen = frozenset({sha256_of(tmp_path / "images" / "b_0000.nii.gz")})
-        job = replace(job, point=replace(job.point, seen=seen))
-        run_job(job, find_inputs(tmp_path / "images", channels=("FLAIR",)))
-        notes = json.loads((job.output / "report" / "summary.json").read_text())["notes"]
-        assert notes == [f"b: {CHOSE_THE_POINT}"]

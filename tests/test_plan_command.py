@@ -178,6 +178,18 @@ class TestRefusals:
         assert "GiB of the GPU" in comments()
         assert "The model of a GPU's memory has not been measured" in comments()
 
+    def test_gpus_share_a_batch(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        several = ("--device", "gpu", "--memory-gb", "24", "--gpus", "4")
+        assert plan(*several) == 0
+        assert load_config(here / "plan.yaml").train.batch_size % 4 == 0
+        assert "GiB of each of 4 GPUs" in comments()
+        assert "Divided among 4 GPUs" in comments()
+        Path("base.yaml").write_text("train: {gpus: [0, 1]}\n")
+        for refused in ((*several, "--config", "base.yaml"), ("--device", "cpu", "--gpus", "4")):
+            capsys.readouterr()
+            assert plan(*refused, "--force") == 2
+            assert "--gpus 4: expected" in capsys.readouterr().err
+
     def test_what_cannot_be_trained(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         tiny_dataset(here / "one", cases=1)
         assert main(["plan", "one", "-o", "plan.yaml"]) == 2

@@ -12,7 +12,7 @@ from builders import tiny_dataset, write_case, write_dataset_json
 from data_helpers import make_scan
 
 from segment.config import Config, config_from
-from segment.data.axes import plan_kernels, plan_patch, plan_strides
+from segment.data.axes import coarsest_axis, plan_kernels, plan_patch, plan_strides
 from segment.data.cases import Dataset, find_dataset
 from segment.data.fingerprint import Fingerprint, Intensities, fingerprint
 from segment.data.planning import Plan, make_plan
@@ -124,6 +124,16 @@ class TestStridesAndKernels:
         strides = plan_strides((1.0, 1.0, 3.0), (96, 96, 32), 4)
         assert strides == ((2, 2, 1), (2, 2, 2), (2, 2, 2))
         assert plan_kernels((1.0, 1.0, 3.0), strides) == ((3, 3, 1), (3, 3, 3), (3, 3, 3), (3, 3, 3))
+
+    def test_what_is_strided_is_seen(self) -> None:
+        """A kernel of 1 with stride 2 would never look at every other slice."""
+        assert plan_kernels((1.0, 1.0, 3.0), [(2, 2, 2)] * 2) == ((3, 3, 1), (3, 3, 3), (3, 3, 3))
+        assert plan_kernels((1.0, 1.0, 3.0), [(1, 1, 2), (2, 2, 1)]) == ((3, 3, 1), (3, 3, 3), (3, 3, 1))
+
+    def test_the_coarsest_axis_of_float32_headers(self) -> None:
+        assert coarsest_axis((1.00000005, 1.0, 0.99999998)) == 2
+        assert coarsest_axis((3.0, 1.0, 1.0)) == 0
+        assert coarsest_axis((0.9, 1.0, 0.9)) == 1
 
     def test_exactly_twice_as_coarse_becomes_isotropic(self) -> None:
         assert plan_strides((1.0, 1.0, 1.99999), (64, 64, 32), 3) == ((2, 2, 1), (2, 2, 2))

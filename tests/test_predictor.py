@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from data_helpers import axis_orders, make_scan, make_test_plan
-from inference_helpers import lesion_image, make_member, quick_config, threshold_predictor, write_run
+from inference_helpers import (
+    bright_is_lesion,
+    lesion_image,
+    make_member,
+    quick_config,
+    threshold_predictor,
+    write_run,
+)
 
 from segment.errors import InputError
 from segment.inference.model_file import load_model, network_shape
@@ -95,6 +102,21 @@ class TestEnsemble:
         assert [scan.image.shape[:3] for scan in predictor.prepare(scan)] == [(9, 9, 9), (4, 4, 4)]
         assert np.allclose(predictor.predict(scan), (1 + 1 / (1 + np.exp(-2))) / 3, atol=1e-6)
 
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_members_that_see_other_numbers_of_slices(self, order: int) -> None:
+        options = {"dimensions": 2, "spacing_mm": (1.0, 1.0, 3.0), "patch_size": (8, 8, 1)}
+        one, three = make_test_plan(**options), make_test_plan(**options, slices=3)
+        middle = lambda windows: bright_is_lesion(windows[..., 1:2])  # noqa: E731
+        members = [make_member(one), make_member(three, forward=middle)][::order]
+        image, mask = lesion_image((9, 10, 11))
+        found = Predictor(members).predict(make_scan(image, np.diag([1.0, 1.0, 3.0, 1.0])))
+        assert np.array_equal(found[..., 0] > 0.9, mask.astype(bool))
+
+    def test_classes_in_another_order_are_refused(self) -> None:
+        plans = [make_test_plan(label_values=values) for values in ({"core": 2, "edge": 1}, {"edge": 1, "core": 2})]
+        with pytest.raises(InputError, match="expected the labels"):
+            Predictor([make_member(plan) for plan in plans])
+
     def test_other_channels_are_refused(self) -> None:
         other = replace(make_test_plan(), channel_names=("T1",))
         with pytest.raises(InputError, match=r"expected the channels \('channel0',\) .* found \('T1',\)"):
@@ -154,7 +176,7 @@ class TestLoad:
     def test_options_can_be_replaced(self, run: Path) -> None:
         predictor = Predictor.load([run], changes={"flips": True, "overlap": 0.25})
         assert predictor.config.inference.flips
-        assert predictor.members[0].windows[2] == 0.25
+        assert predictor.members[0].windows[3] == 0.25
         with pytest.raises(InputError, match=r"inference.overlap"):
             Predictor.load([run], changes={"overlap": 1.5})
 

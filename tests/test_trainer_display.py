@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from rich.console import Console
 
 from segment import progress
 from segment.config import Config
+from segment.training import loop
 from segment.training.step import TrainStep
 from segment.training.trainer import train
 
@@ -88,6 +91,22 @@ class TestEarlyStopping:
         pictures = sorted(path.name for path in (tmp_path / "run" / "slices").iterdir())
         assert pictures == [f"step_{step:07d}_case2.png" for step in (2, 4, 6)]
         assert all((tmp_path / "run" / "slices" / name).read_bytes()[:4] == b"\x89PNG" for name in pictures)
+
+
+class TestSpeed:
+    def test_steps_of_an_earlier_process_are_not_counted(
+        self, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By a clock that ticks whenever it is read, so that every step takes two seconds."""
+        ticks = itertools.count()
+        monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+        options = {"steps": 8, "precision": "float32", "validate_every": 8, "log_every": 4, "batch_size": 2}
+        config = configuration(dataset, tmp_path / "run", **options)
+        stop_in_step(monkeypatch, 7)
+        assert train(config, resume=False, force=False).exit_code == 143
+        assert train(config, resume=True, force=False).exit_code == 0
+        with (tmp_path / "run" / "metrics.csv").open(newline="") as handle:
+            assert [row["patches_per_second"] for row in csv.DictReader(handle)] == ["1", "1"]
 
 
 class TestTerminal:

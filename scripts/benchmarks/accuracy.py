@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy_table import OURS, accuracy_table, draw_accuracy
-from benchmarks.kept_results import open_results, recipe_of
+from benchmarks.kept_results import open_results, recipe_of, require_same_machine
 from benchmarks.options import benchmark_parser
 from benchmarks.peers import peer_python
 from benchmarks.scores import score_mask, score_thresholds
@@ -43,9 +43,10 @@ from benchmarks.timed_training import (
     write_manifest,
 )
 from segment.data.cases import find_dataset
+from segment.data.grid import Grid
 from segment.data.scan import read_grid, read_mask, read_probability, require_same_grid
 from segment.errors import InputError
-from segment.files import read_json, write_json, write_text
+from segment.files import read_json, sha256_of, write_json, write_text
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,7 +56,6 @@ def main(arguments: Sequence[str]) -> int:
     if options.recipe is not None and not options.recipe.is_file():
         raise InputError(f"--recipe: expected a script, found none at {options.recipe}")
     comparison = Comparison(options)
-    options.output.mkdir(parents=True, exist_ok=True)
     for run in comparison.missing():
         print(f"{run.name} ...", flush=True)
         comparison.keep(run)
@@ -102,10 +102,12 @@ class Comparison:
         self._data = find_dataset(options.data, layout="auto")
         recipe = recipe_of(options.config, options.set, self._data)
         settings = {"minutes": options.minutes, "set": options.set} | recipe
+        self._peers = None if options.recipe is None else sha256_of(options.recipe)[:12]
+        self._value = next(iter(self._data.label_values.values()))
         self.results = open_results(self._path, settings, parts=("runs",))
 
     def missing(self) -> list[Run]:
-        """What has no result yet, ours first."""
+        """What has no result yet, ours first. Raises InputError where it could not stand beside the others."""
         tools = [OURS, *(self._options.nets if self._options.recipe else ())]
         cases = [case.case_id for case in self._data.cases]
         runs = [
@@ -116,7 +118,14 @@ class Comparison:
             for test in cases
             if train != test
         ]
-        return [run for run in runs if run.name not in self.results["runs"]]
+        kept = self.results["runs"]
+        for name, run in kept.items():
+            if run["tool"] != OURS and self._peers not in (None, run.get("recipe", self._peers)):
+                raise InputError(f"{self._path}: {name} is of another --recipe; give that one or another --output")
+        missing = [run for run in runs if run.name not in kept]
+        if missing:
+            require_same_machine(self._path, self.results)
+        return missing
 
     def keep(self, run: Run) -> None:
         """Trains, predicts and scores. Raises InputError when a command fails; what was kept before stays."""
@@ -146,11 +155,11 @@ class Comparison:
         arguments = [*members, "--input", str(folder / "test.csv"), "--output", str(output)]
         run_segment("infer", [*arguments, "--probabilities", "--force"], folder / "infer.txt")
         point = read_json(output / "manifest.json")["operating_point"]
-        label, grid = read_mask(label_of(self._data, run.test))
+        label, grid = self._expert(run)
         mask, _ = read_mask(output / "masks" / f"{run.test}.nii.gz")
         probability = self._probability(run, output / "probabilities")
         used = {"threshold": point["threshold"], "least_mm3": point["min_lesion_mm3"], "least_peak": point["min_peak"]}
-        chosen = score_mask(label, mask, grid, **used)
+        chosen = score_mask(label, self._first_class(mask), grid, **used)
         every = score_thresholds(label, probability[..., 0], grid)
         return {"chosen": chosen.to_json(), "thresholds": [one.to_json() for one in every], "steps": steps} | {
             "minutes": seconds / 60.0
@@ -166,11 +175,20 @@ class Comparison:
         command = [str(peer_python()), str(self._options.recipe), "--data", str(self._options.data)]
         command += ["--train", run.train, "--test", run.test, "--net", run.tool, "--seed", str(run.seed)]
         command += ["--minutes", str(self._options.minutes), "--output", str(folder)]
-        run_command(command, folder / "peer.txt", {})
-        label, grid = read_mask(label_of(self._data, run.test))
+        seconds = run_command(command, folder / "peer.txt", {})
+        label, grid = self._expert(run)
         probability = self._probability(run, folder)
         every = score_thresholds(label, probability[..., 0], grid)
-        return {"thresholds": [one.to_json() for one in every], "minutes": self._options.minutes}
+        result = {"thresholds": [one.to_json() for one in every], "minutes": seconds / 60.0}
+        return result | {"recipe": self._peers}
+
+    def _expert(self, run: Run) -> tuple[np.ndarray, Grid]:
+        """The tested case's mask of the first class, 1 where it is, and its grid."""
+        label, grid = read_mask(label_of(self._data, run.test))
+        return self._first_class(label), grid
+
+    def _first_class(self, mask: np.ndarray) -> np.ndarray:
+        return (mask == self._value).astype(np.uint8)
 
     def _probability(self, run: Run, folder: Path) -> np.ndarray:
         """Of the tested case; ScanError where a tool has written it on another grid than the label's."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benchmarks.dot_plot import draw_dots
-from benchmarks.scores import Scored, best_within
+from benchmarks.scores import Scored, best_within, share_of
 from benchmarks.timing import table
 
 OURS = "segment"
@@ -90,10 +92,14 @@ def draw_accuracy(runs: Mapping[str, Mapping[str, Any]]) -> str:
     bins = list(groups[0][1][0].scored.bins) if groups else []
     panels: dict[str, list[list[float]]] = {}
     for name in bins:
-        panels[f"{name} mm³"] = [[_share(row.scored.bins[name]) for row in group] for _, group in groups]
+        panels[f"{name} mm³"] = [_defined(partial(_share_of_bin, name), group) for _, group in groups]
     for name, figure in zip(SUMS, FIGURES, strict=True):
-        panels[name] = [[figure(row.scored) for row in group] for _, group in groups]
+        panels[name] = [_defined(figure, group) for _, group in groups]
     return draw_dots([f"{tool}, {at}" for (tool, at), _ in groups], panels, title="Small lesions on real patients")
+
+
+def _share_of_bin(name: str, scored: Scored) -> float | None:
+    return share_of(scored.bins[name])
 
 
 def _order(item: tuple[str, Mapping[str, Any]]) -> tuple[str, bool, str]:
@@ -125,11 +131,7 @@ def _figures(row: Row) -> list[object]:
     return [*counts, one.fp, one.fp_any, one.dice, one.iou]
 
 
-def _share(pair: tuple[int, int]) -> float:
-    return pair[0] / max(pair[1], 1)
-
-
-FIGURES: tuple[Callable[[Scored], float], ...] = (
+FIGURES: tuple[Callable[[Scored], float | None], ...] = (
     lambda one: one.small_recall,
     lambda one: one.any_recall,
     lambda one: float(one.fp),
@@ -138,8 +140,17 @@ FIGURES: tuple[Callable[[Scored], float], ...] = (
 )
 
 
-def _mean_of(figure: Callable[[Scored], float]) -> Callable[[Sequence[Row]], float]:
-    return lambda rows: statistics.fmean(figure(row.scored) for row in rows)
+def _mean_of(figure: Callable[[Scored], float | None]) -> Callable[[Sequence[Row]], float]:
+    """Of the runs in which it is defined; NaN without any."""
+    return lambda rows: _mean(_defined(figure, rows))
+
+
+def _defined(figure: Callable[[Scored], float | None], rows: Sequence[Row]) -> list[float]:
+    return [value for row in rows if (value := figure(row.scored)) is not None]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else math.nan
 
 
 MEANS = tuple(_mean_of(figure) for figure in FIGURES)

@@ -23,6 +23,7 @@ from benchmarks.timing import machine, median, table
 from segment.errors import InputError
 from segment.files import read_json, write_json
 from segment.inference.tiles import axis_starts
+from segment.model.hardware import read_cpu_flags, resolve_precision
 
 HERE = Path(__file__).parent
 ROUNDS = 5  # ours and each peer take turns, in processes of their own: a machine that slows down slows all
@@ -75,7 +76,11 @@ def one_window(options: argparse.Namespace, window: int) -> dict[str, Any]:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in tools}
     for _ in range(options.rounds):
         for name, own in tools.items():
-            runs[name].append(run_own(*common) if name == "ours" else run_peer("peer_infer.py", *common, *own))
+            if name == "ours":
+                runs[name].append(run_own(*common))
+            else:
+                as_precise = ["--float32"] if runs["ours"][0]["precision"] == "float32" else []
+                runs[name].append(run_peer("peer_infer.py", *common, *own, *as_precise))
     result = {name: _figures(found) for name, found in runs.items()}
     starts = [len(axis_starts(size, window, options.overlap)) for size in options.shape]
     gflop = runs["ours"][0]["gflop_per_window"] * int(np.prod(starts))
@@ -97,7 +102,9 @@ def run_own(*arguments: str) -> Any:
 
 def _environment() -> dict[str, str]:
     paths = [str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    # On the CPU, as the peers are.
+    own = {"PYTHONPATH": os.pathsep.join(paths), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    return {**os.environ, **own}
 
 
 def _figures(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -147,7 +154,8 @@ def large_scan(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     (case,) = read_json(folder / "out" / "manifest.json")["cases"].values()
     rows = [["ours", case["peak_memory_mib"] / MIB_PER_GIB, seconds]]
     if not options.no_peers:
-        peer = ["--tool", "monai", "--batch", "1", "--scan", str(scan)]
+        cpu = resolve_precision("auto", compute_capabilities=[], cpu_flags=read_cpu_flags())
+        peer = ["--tool", "monai", "--batch", "1", "--scan", str(scan), *["--float32"][: cpu == "float32"]]
         found = run_peer("peer_infer.py", *common, *peer)
         rows.append(["MONAI", found["peak_mib"] / MIB_PER_GIB, found["seconds"][0]])
     print(f"\n{'x'.join(map(str, LARGE))} int16 .nii.gz, one channel, to a written mask\n")

@@ -12,20 +12,33 @@ from benchmarks.timing import machine
 from segment.config import load_config
 from segment.data.cases import Dataset
 from segment.errors import InputError
-from segment.files import read_json
+from segment.files import read_json, write_json
 
 
 def open_results(path: Path, settings: dict[str, Any], *, parts: tuple[str, ...]) -> dict[str, Any]:
-    """What the file holds, or new results with empty `parts`. Raises InputError when they are of other settings."""
-    where = f"{machine()}, TensorFlow {version('tensorflow')}"
-    new: dict[str, Any] = {"machine": where, "settings": settings, **{part: {} for part in parts}}
-    results: dict[str, Any] = read_json(path) if path.exists() else new
+    """What the file holds, or new results with empty `parts`. Raises InputError when they are of other settings.
+
+    New ones are written at once: what a stopped benchmark leaves beside the file is of these settings.
+    """
+    if not path.exists():
+        write_json(path, {"machine": _here(), "settings": settings, **{part: {} for part in parts}})
+    results: dict[str, Any] = read_json(path)
     if results["settings"] != settings:
         raise InputError(
             f"{path}: expected results of {settings}, found {results['settings']}; "
             "give the same options or another --output"
         )
     return results
+
+
+def require_same_machine(path: Path, results: dict[str, Any]) -> None:
+    """Raises InputError before runs are added to results of another machine or TensorFlow."""
+    if results["machine"] != _here():
+        raise InputError(f"{path}: expected results of {_here()}, found {results['machine']}; give another --output")
+
+
+def _here() -> str:
+    return f"{machine()}, TensorFlow {version('tensorflow')}"
 
 
 def recipe_of(config: Path, given: Sequence[str], data: Dataset) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Whether what a network marks depends on how many lesions a patient has: large ones are painted over.
 
-For a run that was trained on one half of each patient (`data.validation_half`). In the half that it has not seen,
-lesions above 200 mm³ are replaced by normal tissue of the same scan, and false positives elsewhere are counted before
-and after. A network that judges each place by itself gives about the same number; one whose norms take statistics of
-the whole patch need not.
+For a run that was trained on one half of each patient (`data.validation_half`) and whose last channel is T1, which
+tells where normal white matter is. In the half that it has not seen, lesions above 200 mm³ are replaced by normal
+tissue of the same scan, and false positives elsewhere are counted before and after. A network that judges each place
+by itself gives about the same number; one whose norms take statistics of the whole patch need not.
 """
 
 from __future__ import annotations

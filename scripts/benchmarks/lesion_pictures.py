@@ -15,6 +15,7 @@ from benchmarks.options import benchmark_parser
 from segment.config import EvaluationConfig
 from segment.data.scan import read_mask, read_volume, require_same_grid
 from segment.errors import InputError
+from segment.evaluation.lesions import at_most
 from segment.evaluation.metrics import evaluate_case
 from segment.evaluation.pictures import CasePictures, CaseViewer, Spot, View
 from segment.files import write_text
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     config = EvaluationConfig()
     rows = evaluate_case("case", label, mask, grid, config=config, distances=False).lesions
     viewer = CaseViewer(CasePictures(image, label, mask, grid))
-    small = [row for row in rows if row["side"] == "gt" and row["volume_mm3"] <= config.small_mm3]
+    small = [row for row in rows if row["side"] == "gt" and at_most(row["volume_mm3"], config.small_mm3)]
     groups = {
         "found, at most 50 mm³": [row for row in small if row["detected_iou10"]],
         "missed, at most 50 mm³": [row for row in small if not row["detected_iou10"]],
@@ -88,7 +89,7 @@ def evenly(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, A
 
 
 def _placed(view: View, x: int, y: int, words: str) -> str:
-    """A view in a square of SIDE pixels, with both outlines."""
+    """A view as large in mm as it is, in a square of SIDE pixels, with both outlines."""
     png = base64.b64encode(view.png).decode("ascii")
     size = f'width="{view.png_columns}" height="{view.png_rows}"'
     picture = f'<image {size} style="image-rendering:pixelated" href="data:image/png;base64,{png}"/>'
@@ -97,5 +98,7 @@ def _placed(view: View, x: int, y: int, words: str) -> str:
         for path, colour in zip((view.label_path, view.prediction_path), COLOURS, strict=True)
         if path
     )
-    box = f'x="{x}" y="{y}" width="{SIDE}" height="{SIDE}" viewBox="0 0 {view.columns} {view.rows}"'
+    scale = SIDE / max(view.width_mm, view.height_mm)
+    place = f'x="{x}" y="{y}" width="{view.width_mm * scale:g}" height="{view.height_mm * scale:g}"'
+    box = f'{place} viewBox="0 0 {view.columns} {view.rows}" preserveAspectRatio="none"'
     return f'<svg {box}>{picture}{lines}</svg><text class="size" x="{x + 5}" y="{y + SIDE - 6}">{words}</text>'

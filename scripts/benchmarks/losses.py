@@ -15,7 +15,8 @@ other to test on, both ways, with BCE, the hybrid with fixed weights, and the be
 
 Each run is a process of its own (`segment train --resume`): a benchmark that was stopped goes on where it was when the
 same command is given again. A run on the phantoms costs 20 s of one core to start and to end, 0.27 s a step and 2.5 s
-a validation: with 400 steps, 33 of them take about 40 minutes of two quiet cores, and the 6 on patients 25 minutes.
+a validation: with 400 steps and `--jobs 2`, 33 of them take about 40 minutes of two quiet cores, and the 6 on patients
+25 minutes.
 """
 
 from __future__ import annotations
@@ -23,24 +24,21 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kept_results import open_results
+from benchmarks.kept_results import open_results, require_same_machine
 from benchmarks.losses_plot import draw_losses
 from benchmarks.losses_table import best_of, real_table, rows_of, sample_table
 from benchmarks.options import benchmark_parser
+from benchmarks.side_by_side import run_side_by_side
+from benchmarks.timed_training import ROOT, run_command
 from segment.commands.arguments import at_least_one
-from segment.errors import InputError
 from segment.files import read_json, write_json, write_text
 
-ROOT = Path(__file__).parents[2]
 BCE, DICE, FOCAL = {"name": "binary_crossentropy"}, {"name": "dice"}, {"name": "focal"}
 HYBRID = [BCE, DICE, FOCAL]
 _OFF_ON = (0.0, 1.0)
@@ -98,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--validate-every", type=int, default=40, help="steps between validations (default: 40)")
     parser.add_argument("--real", type=Path, help="dataset of two patients, ms19 and ms26 (default: none)")
     parser.add_argument("--real-steps", type=int, default=1000, help="of each run on the patients (default: 1000)")
-    parser.add_argument("--jobs", type=at_least_one, default=2, help="runs at a time, on shared cores (default: 2)")
+    parser.add_argument("--jobs", type=at_least_one, default=1, help="runs at a time (default: 1)")
     return parser
 
 
@@ -168,27 +166,18 @@ class Experiment:
     def run(self, runs: Iterable[Run]) -> None:
         """Trains what has no result yet. Raises InputError when a run fails; those before it are kept."""
         missing = [run for run in runs if run.which not in self.results[run.part].get(run.loss, {})]
-        with ThreadPoolExecutor(self._jobs) as pool:
-            waiting = {pool.submit(self._train, run): run for run in missing}
-            try:
-                for future in as_completed(waiting):
-                    self._keep(waiting[future], future.result())
-            except (InputError, KeyboardInterrupt):
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        if missing:
+            require_same_machine(self._path, self.results)
+        for run, result in run_side_by_side(missing, self._train, jobs=self._jobs):
+            self._keep(run, result)
 
     def _train(self, run: Run) -> dict[str, Any]:
         folder = self._output / "runs" / run.folder
         command = [sys.executable, str(ROOT / "scripts" / "train.py"), str(ROOT / "configs" / run.config)]
         command += [*run.overrides, f"loss={json.dumps(LOSSES[run.loss])}", "--run-dir", str(folder), "--resume"]
-        threads = str(max((os.cpu_count() or 1) // self._jobs, 1))
-        environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": threads, "PYTHONPATH": str(ROOT)}
         log_path = self._output / "logs" / f"{run.folder}.txt"
         log_path.parent.mkdir(exist_ok=True)
-        with log_path.open("a", encoding="utf-8") as log:
-            code = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode
-        if code:
-            raise InputError(f"{run.folder}: expected exit code 0, found {code}; see {log_path}")
+        run_command(command, log_path, {"PYTHONPATH": str(ROOT)})
         seconds = read_json(folder / "manifest.json")["seconds"]
         return {"curve": read_curve(folder / "validation.csv"), "seconds": seconds}
 

@@ -25,21 +25,17 @@ class Row:
         loss: Its name.
         values: Figure -> one value a seed; an undefined figure counts as 0.
         steps: The first validation with an IoU of at least the base loss' best with that seed; None where it never is.
+        seeds: Their names.
     """
 
     loss: str
     values: dict[str, list[float]]
     steps: list[float | None]
+    seeds: list[str]
 
     def mean(self, figure: str) -> float:
         """Over the seeds."""
         return statistics.fmean(self.values[figure])
-
-    @property
-    def mean_steps(self) -> float | None:
-        """Over the seeds that reach it; None when none does."""
-        reached = [step for step in self.steps if step is not None]
-        return statistics.fmean(reached) if reached else None
 
 
 def rows_of(results: Results, *, base: str) -> list[Row]:
@@ -51,7 +47,8 @@ def rows_of(results: Results, *, base: str) -> list[Row]:
         last = [runs[which]["curve"][-1] for which in seeds]
         figures = [name for name in last[0] if name != "step"]
         values = {name: [float(figure[name] or 0.0) for figure in last] for name in figures}
-        rows.append(Row(loss, values, [first_step(runs[which]["curve"], goals[which]) for which in seeds]))
+        steps = [first_step(runs[which]["curve"], goals[which]) for which in seeds]
+        rows.append(Row(loss, values, steps, seeds))
     return rows
 
 
@@ -95,10 +92,13 @@ def comparison(base: Row, other: Row) -> str:
     """How much higher the other loss' IoU is and how many fewer steps it needs, in one line."""
     gain = 100.0 * (other.mean("iou") / base.mean("iou") - 1.0) if base.mean("iou") else float("nan")
     text = f"{other.loss} over {base.loss}: IoU {gain:+.1f}%"
-    reached = sum(step is not None for step in other.steps)
-    if base.mean_steps and other.mean_steps:
-        fewer = 100.0 * (other.mean_steps / base.mean_steps - 1.0)
-        text += f", steps to {base.loss}'s best IoU {fewer:+.0f}% (reached with {reached} of {len(other.steps)} seeds)"
+    # Seed by seed: a seed that is slow, or never gets there, is so for both.
+    firsts = dict(zip(base.seeds, base.steps, strict=True))
+    paired = [(step, firsts.get(seed)) for seed, step in zip(other.seeds, other.steps, strict=True)]
+    pairs = [(step, first) for step, first in paired if step and first]
+    if pairs:
+        fewer = 100.0 * (sum(step for step, _ in pairs) / sum(first for _, first in pairs) - 1.0)
+        text += f", steps to {base.loss}'s best IoU {fewer:+.0f}% (in {len(pairs)} of {len(other.steps)} seeds)"
     else:
         text += f", {base.loss}'s best IoU reached with none of {len(other.steps)} seeds"
     return f"{text}; {PUBLISHED}."

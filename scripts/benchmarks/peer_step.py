@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--repeats", type=int, required=True)
     parser.add_argument("--filters", type=int, nargs="+", required=True)
+    parser.add_argument("--float32", action="store_true", help="the network in float32")
     options = parser.parse_args()
     torch.manual_seed(0)
     levels = len(options.filters)
@@ -40,14 +41,14 @@ def main() -> None:
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not options.float32):
             logits = network(images)
         torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), labels).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 12)
         optimizer.step()
 
     def forward() -> None:
-        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=not options.float32):
             network(images)
 
     result = {

@@ -54,20 +54,25 @@ class Scored:
         return cls(**{**values, "small": tuple(values["small"]), "any": tuple(values["any"]), "bins": pairs})
 
     @property
-    def small_recall(self) -> float:
-        """Share of the small lesions."""
-        return self.small[0] / max(self.small[1], 1)
+    def small_recall(self) -> float | None:
+        """Share of the small lesions; None where there are none."""
+        return share_of(self.small)
 
     @property
-    def any_recall(self) -> float:
-        """Share of the lesions that are touched."""
-        return self.any[0] / max(self.any[1], 1)
+    def any_recall(self) -> float | None:
+        """Share of the lesions that are touched; None where there are none."""
+        return share_of(self.any)
+
+
+def share_of(pair: tuple[int, int]) -> float | None:
+    """Hits among so many; None of none."""
+    return pair[0] / pair[1] if pair[1] else None
 
 
 def score_mask(
     label: np.ndarray, mask: np.ndarray, grid: Grid, *, threshold: float, least_mm3: float, least_peak: float = 0.0
 ) -> Scored:
-    """Of a mask, uint8 [x, y, z] with the label's values, as it was written."""
+    """Of a mask and its label, uint8 [x, y, z], 1 in the class."""
     case = evaluate_case("patient", label, mask, grid, config=EvaluationConfig(), distances=False).case
     bins = {name: (row["hit"], row["n"]) for name, row in case["recall_by_bin"]["iou10"].items()}
     return Scored(
@@ -100,4 +105,4 @@ def best_within(scored: Sequence[Scored], *, fp: int) -> Scored:
     """
     limit = max(fp, min(one.fp for one in scored))
     allowed = [one for one in scored if one.fp <= limit]
-    return max(allowed, key=lambda one: (one.small_recall, one.any_recall, one.dice))
+    return max(allowed, key=lambda one: (one.small_recall or 0.0, one.any_recall or 0.0, one.dice))

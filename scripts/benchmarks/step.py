@@ -23,7 +23,6 @@ from segment.training.distribution import compile_repeatably
 from segment.training.optimizers import make_optimizer
 from segment.training.precision import (
     LossScale,
-    compute_capabilities,
     precision_policy,
     read_cpu_flags,
     resolve_precision,
@@ -45,7 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--no-peer", action="store_true", help="leave PyTorch out")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args(arguments)
-    precision = resolve_precision("auto", compute_capabilities=compute_capabilities(), cpu_flags=read_cpu_flags())
+    tf.config.set_visible_devices([], "GPU")  # PyTorch runs on the CPU too
+    precision = resolve_precision("auto", compute_capabilities=[], cpu_flags=read_cpu_flags())
     step, forward, flops = ours(options, precision)
     taken: dict[str, list[float]] = {"step": [], "forward": [], "peer step": [], "peer forward": []}
     versions = f"TensorFlow {tf.__version__}"
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         taken["step"] += seconds_of(step, repeats=options.repeats)
         taken["forward"] += seconds_of(forward, repeats=options.repeats)
         if not options.no_peer:
-            peer = run_peer("peer_step.py", *_peer_arguments(options))
+            peer = run_peer("peer_step.py", *_peer_arguments(options), *_as_precise(precision))
             taken["peer step"] += peer["step"]
             taken["peer forward"] += peer["forward"]
             versions = f"TensorFlow {tf.__version__}, {peer['versions']}"
@@ -72,6 +72,10 @@ def main(arguments: Sequence[str]) -> int:
     if options.output is not None:
         write_json(options.output, result)
     return 0
+
+
+def _as_precise(precision: str) -> list[str]:
+    return ["--float32"] if precision == "float32" else []
 
 
 def ours(options: argparse.Namespace, precision: str) -> tuple[Callable[..., Any], Callable[[], Any], float]:

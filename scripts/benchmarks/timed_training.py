@@ -107,7 +107,7 @@ def run_segment(command: str, arguments: Sequence[str], log: Path) -> float:
 def run_command(command: Sequence[str], log: Path, environment: dict[str, str]) -> float:
     """Wall seconds of a command whose words go to a file. Raises InputError when it fails."""
     began = time.perf_counter()
-    with log.open("w", encoding="utf-8") as handle:
+    with log.open("a", encoding="utf-8") as handle:
         code = subprocess.run(
             command, stdout=handle, stderr=handle, env={**os.environ, **environment}, check=False
         ).returncode

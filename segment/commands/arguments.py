@@ -33,6 +33,17 @@ def at_least_one(text: str) -> int:
     return value
 
 
+def not_negative(text: str) -> float:
+    """An argument type: a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, found {text!r}")
+    return value
+
+
 def open_share(text: str) -> float:
     """An argument type: a number above 0 and below 1."""
     try:

@@ -51,18 +51,24 @@ def run(options: argparse.Namespace) -> int:
     sound = valid_cases(dataset, audit)
     spacing = planned_spacing(audit, sound, config)
     resampled: Sequence[ResampledCase] = ()
-    failed = None
+    failed = None  # said after all that the audit has found
     if spacing:
         try:
             resampled = audit_resampling(sound, spacing_mm=spacing, workers=options.workers)
         except InputError as cause:
-            failed = cause  # said after all that the audit has found
+            failed = cause
     edges = config.evaluation.bin_edges_mm3
-    write_audit(options.output, dataset, audit, resampled, spacing_mm=spacing, edges_mm3=edges)
-    print_audit(dataset, audit, resampled, spacing_mm=spacing, edges_mm3=edges, output=options.output)
+    try:
+        write_audit(options.output, dataset, audit, resampled, spacing_mm=spacing, edges_mm3=edges)
+        output = options.output
+    except InputError as cause:
+        output, failed = None, failed or cause
+    print_audit(dataset, audit, resampled, spacing_mm=spacing, edges_mm3=edges, output=output)
     if failed is not None:
         raise failed
     if audit.errors:
         return 2
-    print(f"next: segment train CONFIG.yaml data.root={shlex.quote(str(options.dataset))}")
+    layout = f" data.layout={options.layout}" if options.layout else ""
+    given = shlex.quote(str(options.config or "CONFIG.yaml"))
+    print(f"next: segment train {given} data.root={shlex.quote(str(options.dataset))}{layout}")
     return 0

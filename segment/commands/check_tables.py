@@ -26,9 +26,12 @@ def print_audit(
     *,
     spacing_mm: Sequence[float] | None,
     edges_mm3: Sequence[float],
-    output: Path,
+    output: Path | None,
 ) -> None:
-    """Prints the tables on standard output; findings as plain lines where that is no terminal, for grep."""
+    """Prints the tables on standard output; findings as plain lines where that is no terminal, for grep.
+
+    `output` is where all of it stands, None where that could not be written.
+    """
     terminal = sys.stdout.isatty()
     console = Console(highlight=False, width=None if terminal else PLAIN_WIDTH)
     if terminal and audit.findings:
@@ -42,7 +45,8 @@ def print_audit(
     patients = len({case.patient_id for case in dataset.cases})
     warnings = len(audit.findings) - audit.errors
     whose = f" of {patients} patients" if patients < len(dataset.cases) else ""
-    print(f"{len(dataset.cases)} cases{whose}; errors: {audit.errors}, warnings: {warnings}; all of it: {output}")
+    where = "" if output is None else f"; all of it: {output}"
+    print(f"{len(dataset.cases)} cases{whose}; errors: {audit.errors}, warnings: {warnings}{where}")
 
 
 def _finding_table(audit: Audit) -> Table:

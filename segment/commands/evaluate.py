@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from segment.commands.arguments import LANGUAGES, Commands, add_command, at_least_one
+from segment.errors import InputError
 
 
 def add(commands: Commands) -> None:
@@ -24,13 +26,23 @@ def add(commands: Commands) -> None:
         "--images", type=Path, help="folder of scans for the pictures (default: beside an nnU-Net labels folder)"
     )
     parser.add_argument(
-        "--classes", nargs="+", default=[], metavar="NAME=VALUE", help="values of each class in the masks"
+        "--classes",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="values of each class in the masks; channels of probability maps are in the order of the values",
     )
     parser.add_argument(
         "--missing",
         choices=["error", "empty"],
         default="error",
         help="a case on one side only: error, or scored as empty",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="CONFIG.yaml",
+        help="take size bins, matching and seed from a configuration, such as that of the run (RUN/config.yaml)",
     )
     parser.add_argument("--workers", type=at_least_one, default=2, help="cases evaluated at a time (default: 2)")
     parser.add_argument("--language", choices=LANGUAGES, default="en", help="of the report's labels")
@@ -40,15 +52,19 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compares one or two folders of masks with a folder of labels and writes the report."""
-    from segment.config import Config
+    from segment.config import Config, load_config
     from segment.evaluation.class_values import parse_classes
     from segment.evaluation.compare import compare_folders
     from segment.evaluation.folders import evaluate_folders
 
-    defaults = Config()
+    if options.images is not None and not os.path.isdir(options.images):
+        raise InputError(f"--images {options.images}: expected a folder of scans, found none")
+    if options.compare is not None and options.probabilities is not None:
+        raise InputError("--probabilities: expected with --predictions, found with --compare; evaluate each alone")
+    config = load_config(options.config) if options.config else Config()
     shared = {
-        "config": defaults.evaluation,
-        "seed": defaults.seed,
+        "config": config.evaluation,
+        "seed": config.seed,
         "images": options.images,
         "classes": parse_classes(options.classes) if options.classes else None,
         "missing": options.missing,

@@ -15,6 +15,7 @@ from segment.commands.arguments import Commands, add_command, at_least_one, impo
 from segment.errors import InputError
 
 if TYPE_CHECKING:
+    from segment.config_train import TrainConfig
     from segment.data.cases import Dataset
     from segment.data.plan_file import Planned
 
@@ -33,17 +34,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="CONFIG.yaml", help="the configuration that is written"
     )
-    parser.add_argument(
-        "--memory-gb",
-        type=positive_number,
-        metavar="G",
-        help="GiB that training may take, of the GPU or, without one, of the host; patch, network and batch follow "
-        f"from it (default: 90%% of the first GPU's, without a GPU {CPU_GB:g})",
-    )
-    parser.add_argument("--dimensions", type=int, choices=[2, 3], default=3, help="of the network (default: 3)")
-    parser.add_argument(
-        "--device", choices=["cpu", "gpu"], help="what will train, to plan for another machine (default: this one's)"
-    )
+    _add_machine(parser)
     parser.add_argument(
         "--config",
         type=Path,
@@ -62,6 +53,29 @@ def add(commands: Commands) -> None:
     parser.set_defaults(function=run)
 
 
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    """What will train, and what kind of network."""
+    parser.add_argument(
+        "--memory-gb",
+        type=positive_number,
+        metavar="G",
+        help="GiB that the training steps may take, of each GPU or, without one, of the host; patch, network and batch "
+        f"follow from it (default: 90%% of the first GPU's, without a GPU {CPU_GB:g})",
+    )
+    parser.add_argument(
+        "--dimensions", type=int, choices=[2, 3], help="of the network (default: as in BASE.yaml, without one 3)"
+    )
+    parser.add_argument(
+        "--device", choices=["cpu", "gpu"], help="what will train, to plan for another machine (default: this one's)"
+    )
+    parser.add_argument(
+        "--gpus",
+        type=at_least_one,
+        metavar="N",
+        help="GPUs that will share each batch, of all machines together (default: those of this one, at least 1)",
+    )
+
+
 def run(options: argparse.Namespace) -> int:
     """Measures a dataset and writes the configuration that its figures and the memory lead to."""
     from segment.config import Config, load_config
@@ -74,9 +88,10 @@ def run(options: argparse.Namespace) -> int:
 
     _require_free(options)
     base = load_config(options.config) if options.config else Config()
+    options.dimensions = options.dimensions or base.model.dimensions
     layout = options.layout or base.data.layout
     dataset = find_dataset(options.dataset, layout=layout, bids=base.data.bids)
-    gpu, memory_gb, precision = _device(options, base.train.precision)
+    gpus, memory_gb, precision = _device(options, base.train)
     dataset, audit = check_dataset(dataset, workers=options.workers, skip_invalid=base.data.skip_invalid)
     for finding in audit.findings:
         print(f"{finding.severity}: {finding.message}", file=sys.stderr)
@@ -89,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
         dimensions=options.dimensions,
         memory_gb=memory_gb,
         precision=precision,
-        gpu=gpu,
+        gpus=gpus,
     )
     resampled = audit_resampling(dataset, spacing_mm=choice.plan.spacing_mm, workers=options.workers)
     planned = Planned(dataset, found, choice, resampled, memory_gb, base.evaluation.bin_edges_mm3)
@@ -109,21 +124,31 @@ def _require_free(options: argparse.Namespace) -> None:
         raise InputError(f"--output {options.output} exists; pass --force to replace it")
 
 
-def _device(options: argparse.Namespace, precision: str) -> tuple[bool, float, str]:
-    """Whether a GPU will train, its memory or the host's in GiB, and the number format."""
+def _device(options: argparse.Namespace, train: TrainConfig) -> tuple[int, float, str]:
+    """How many GPUs will train, the memory of each or the host's in GiB, and the number format."""
     import_tensorflow()
     from segment.model.hardware import compute_capabilities, read_cpu_flags, resolve_precision
 
     own = compute_capabilities()
-    gpu = bool(own) if options.device is None else options.device == "gpu"
+    gpu = bool(own) and train.gpus != () if options.device is None else options.device == "gpu"
     if gpu and not own:
         own = [(8, 0)]  # that of any GPU with as much memory as is planned for
-    precision = resolve_precision(precision, compute_capabilities=own if gpu else [], cpu_flags=read_cpu_flags())
-    if options.memory_gb is not None:
-        return gpu, options.memory_gb, precision
+    found = resolve_precision(train.precision, compute_capabilities=own if gpu else [], cpu_flags=read_cpu_flags())
+    if gpu and train.gpus == ():
+        raise InputError("--device gpu: expected a configuration that trains on GPUs, found train.gpus: []")
+    gpus = _gpus(options.gpus, train, len(own)) if gpu else 0
+    if options.gpus not in (None, gpus):
+        raise InputError(f"--gpus {options.gpus}: expected {gpus}, as --device, train.strategy and train.gpus say")
     if not gpu:
-        return gpu, CPU_GB, precision
-    return gpu, 0.9 * _gpu_gb(), precision
+        return 0, options.memory_gb or CPU_GB, found
+    return gpus, options.memory_gb or 0.9 * _gpu_gb(), found
+
+
+def _gpus(asked: int | None, train: TrainConfig, visible: int) -> int:
+    """How many GPUs train: as the configuration says, else as was asked, else all that there are."""
+    if train.gpus:
+        return len(train.gpus)
+    return 1 if train.strategy == "single" else asked or visible
 
 
 def _gpu_gb() -> float:
@@ -155,7 +180,7 @@ def _given(base: Any, root: Path, layout: str) -> dict[str, Any]:
 def _command(options: argparse.Namespace, memory_gb: float) -> str:
     words = ["segment", "plan", str(options.dataset), "-o", str(options.output)]
     words += ["--memory-gb", f"{memory_gb:g}", "--dimensions", str(options.dimensions)]
-    for name in ("device", "config", "layout"):
+    for name in ("device", "gpus", "config", "layout"):
         if getattr(options, name) is not None:
             words += [f"--{name}", str(getattr(options, name))]
     return shlex.join(words)

@@ -6,7 +6,6 @@ or fail on volumes, so 3D has arithmetic of its own, channel by channel.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import cv2
@@ -124,6 +123,6 @@ class Augmenter:
         rng = np.random.default_rng(streams[_PASTE])
         share = self._config.lesion_removal_share
         if share and rng.random() < share:
-            remove_lesions(channels, label, rng, voxel_mm3=math.prod(self._plan.spacing_mm))
+            remove_lesions(channels, label, rng, spacing_mm=self._plan.spacing_mm)
         if self._paster is not None and rng.random() < self._config.copy_paste_share:
             self._paster.paste(channels, label, rng)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 CLOSE_RATIO = 2.0  # axes whose spacing is below this many times the finest are treated as that fine (as in nnU-Net)
+TOLERANCE = 1e-3  # by which spacings may differ and be the same
 SMALLEST_MAP = 4  # a feature map is not strided below this many voxels
 
 
@@ -34,6 +35,12 @@ def plan_patch(spacing_mm: Sequence[float], shape: Sequence[float], *, voxels: i
     return [max(1, round(float(count))) for count in np.minimum(high / steps, largest)]
 
 
+def coarsest_axis(spacing_mm: Sequence[float]) -> int:
+    """The axis of the largest spacing, the last of equals; headers hold float32, so 0.1% less is as large."""
+    largest = max(spacing_mm)
+    return max(axis for axis, step in enumerate(spacing_mm) if step >= largest * (1 - TOLERANCE))
+
+
 def plan_strides(spacing_mm: Sequence[float], patch: Sequence[int], levels: int) -> tuple[tuple[int, ...], ...]:
     """Stride 2 along each axis whose spacing is below twice the finest and whose feature map stays at 4 voxels or more.
 
@@ -56,6 +63,8 @@ def plan_strides(spacing_mm: Sequence[float], patch: Sequence[int], levels: int)
 def plan_kernels(spacing_mm: Sequence[float], strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     """Kernel 3, but 1 across an axis at the levels where its spacing is still twice the finest or more.
 
+    A level that is reached by a stride along an axis has 3 there: of kernel 1 a stride would leave slices unseen.
+
     Returns:
         One kernel per level, `len(strides) + 1` of them, each with one value per network axis.
     """
@@ -63,9 +72,11 @@ def plan_kernels(spacing_mm: Sequence[float], strides: Sequence[Sequence[int]]) 
     kernels = []
     for stride in [np.ones(len(spacing)), *strides]:
         spacing = spacing * stride
-        kernels.append(tuple(int(size) for size in np.where(_close(spacing, spacing.min()), 3, 1)))
+        kernels.append(
+            tuple(int(size) for size in np.where(_close(spacing, spacing.min()) | (np.array(stride) > 1), 3, 1))
+        )
     return tuple(kernels)
 
 
 def _close(spacing: np.ndarray, finest: float) -> np.ndarray:
-    return spacing < CLOSE_RATIO * finest * (1 - 1e-3)  # headers hold float32: 1.9999 mm is 2 mm
+    return spacing < CLOSE_RATIO * finest * (1 - TOLERANCE)  # headers hold float32: 1.9999 mm is 2 mm

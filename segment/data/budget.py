@@ -9,7 +9,7 @@ from typing import Any
 
 from segment.config import config_from
 from segment.config_train import LENGTHS
-from segment.data.axes import plan_patch, plan_strides
+from segment.data.axes import coarsest_axis, plan_patch, plan_strides
 from segment.data.cases import Dataset
 from segment.data.fingerprint import Fingerprint, Intensities
 from segment.data.memory_model import RUNTIME_BYTES, estimate_memory
@@ -38,9 +38,9 @@ class Choice:
     Attributes:
         values: Seed and sections of a configuration that trains as it is.
         plan: What training will make of it, when it sees such cases.
-        memory_bytes: Estimated peak, Python and TensorFlow or the GPU's context included.
+        memory_bytes: Estimated peak, Python and TensorFlow or the GPU's context included; of each GPU.
         precision: That the estimate is for.
-        gpu: Whether it is for a GPU.
+        gpus: How many it is for; 0 is the host.
         why_normalization: In words.
     """
 
@@ -48,7 +48,7 @@ class Choice:
     plan: Plan
     memory_bytes: int
     precision: str
-    gpu: bool
+    gpus: int
     why_normalization: str
 
 
@@ -60,7 +60,7 @@ def choose(
     dimensions: int,
     memory_gb: float,
     precision: str,
-    gpu: bool,
+    gpus: int,
 ) -> Choice:
     """Chooses the first network of `WIDTHS` that fits into the memory, and then the largest batch.
 
@@ -70,9 +70,9 @@ def choose(
         values: Seed and sections of the configuration with values that are given already. Spacing and normalisation are
             planned where `data` does not hold them; patch, filters, strides and the batch size always are.
         dimensions: 2 or 3.
-        memory_gb: GiB that training may take, all in all.
+        memory_gb: GiB that training may take, all in all, of each GPU.
         precision: That training will compute in.
-        gpu: Whether the memory is that of a GPU.
+        gpus: How many GPUs share each batch; 0 for the host, whose memory is meant then.
 
     Raises:
         InputError: Not even the smallest network fits; says how much it needs.
@@ -86,7 +86,8 @@ def choose(
         why = "given"
     base = {**values, "data": data}
     own_model = {key: value for key, value in values.get("model", {}).items() if dimensions == 2 or key != "slices"}
-    runtime, least = RUNTIME_BYTES["gpu" if gpu else "cpu"], LEAST_BATCH[dimensions]
+    gpu, replicas = gpus > 0, max(gpus, 1)
+    runtime, least = RUNTIME_BYTES["gpu" if gpu else "cpu"], math.ceil(LEAST_BATCH[dimensions] / replicas)
     needs = []
     for planned in _networks(data["spacing_mm"], found, dimensions):
         model = {**own_model, **planned}
@@ -96,14 +97,14 @@ def choose(
         if needs[-1] > memory_gb:
             continue
         most = int(BATCH_SHARE * found.voxels / math.prod(plan.patch_size))
-        most = max(least, min(MOST_BATCH[dimensions], most))
-        batch = next(size for size in range(most, 0, -1) if (runtime + own[size]) / GIB <= memory_gb)
-        train = {"batch_size": batch, **_length(values.get("train", {}), gpu=gpu)}
-        memory = runtime + estimate_memory(plan, batch, precision, gpu=gpu)
-        return Choice({**base, "model": model, "train": train}, plan, memory, precision, gpu, why)
+        most = max(least, min(MOST_BATCH[dimensions], most) // replicas)
+        each = next(size for size in range(most, 0, -1) if (runtime + own[size]) / GIB <= memory_gb)
+        train = {"batch_size": each * replicas, **_length(values.get("train", {}), gpu=gpu)}
+        memory = runtime + estimate_memory(plan, each, precision, gpu=gpu)
+        return Choice({**base, "model": model, "train": train}, plan, memory, precision, gpus, why)
     raise InputError(
         f"--memory-gb {memory_gb:g}: expected at least {math.ceil(min(needs) * 10) / 10:g} for the smallest network "
-        f"({dimensions}D, {least} patches at a time), found less; give more memory"
+        f"({dimensions}D, {least} patches at a time{' on each GPU' * (gpus > 1)}), found less; give more memory"
     )
 
 
@@ -117,7 +118,7 @@ def _length(given: dict[str, Any], *, gpu: bool) -> dict[str, Any]:
 
 def _networks(spacing_mm: Sequence[float], found: Fingerprint, dimensions: int) -> Iterator[dict[str, Any]]:
     """The section `model` of each candidate, best first."""
-    coarsest = max(range(3), key=lambda axis: (spacing_mm[axis], axis))  # as `Plan.slice_axis`
+    coarsest = coarsest_axis(spacing_mm)
     axes = [axis for axis in range(3) if dimensions == 3 or axis != coarsest]
     steps = [spacing_mm[axis] for axis in axes]
     extent = [found.shape[axis] * found.spacing_mm[axis] / spacing_mm[axis] for axis in axes]

@@ -23,7 +23,7 @@ from segment.data.nifti import ENDINGS
 from segment.data.scan import Case
 from segment.errors import InputError
 
-__all__ = ["Case", "Dataset", "find_dataset", "find_inputs", "find_label"]
+__all__ = ["Case", "Dataset", "find_dataset", "find_inputs"]
 
 # A manifest and BIDS have no place for names of classes; more classes need a dataset.json.
 ONE_CLASS = {"lesion": 1}
@@ -141,14 +141,3 @@ def _images_of(folder: Path, ending: str, channels: int) -> set[str]:
             )
         ids.add(match["case"])
     return ids
-
-
-def find_label(labels: Path, case_id: str) -> Path:
-    """The label of a case in a folder, CASE.nii.gz or CASE.nii. Raises InputError when folder or file is missing."""
-    for ending in ENDINGS:
-        if os.path.lexists(labels / f"{case_id}{ending}"):
-            return labels / f"{case_id}{ending}"
-    raise InputError(
-        f"case {case_id}: expected its label {labels / case_id}.nii.gz, found none"
-        f"{nearest(case_id, stems(labels, ENDINGS))}"
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cc3d
 import numpy as np
 from scipy import ndimage
@@ -31,6 +33,11 @@ def label_components(mask: np.ndarray, *, connectivity: int) -> tuple[np.ndarray
     return np.copy(labels[inner], order="F" if mask.flags.f_contiguous else "C"), count
 
 
-def grown(mask: np.ndarray, voxels: int) -> np.ndarray:
-    """The mask and all within so many voxels of it, diagonals too; bool, 3 axes. An empty mask stays empty."""
-    return ndimage.maximum_filter(mask.view(np.uint8), 2 * voxels + 1, mode="constant").view(bool)
+def grown(mask: np.ndarray, voxels: int | Sequence[int]) -> np.ndarray:
+    """The mask and all within so many voxels of it, diagonals too; bool, 3 axes. An empty mask stays empty.
+
+    `voxels` may be given for each axis.
+    """
+    reach = [voxels] * 3 if isinstance(voxels, int) else voxels
+    sides = [2 * count + 1 for count in reach]
+    return ndimage.maximum_filter(mask.view(np.uint8), sides, mode="constant").view(bool)

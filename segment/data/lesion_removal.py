@@ -6,20 +6,26 @@ heavy patient alone teaches it that much is; seen with and without its large les
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 
 from segment.data.components import grown, label_components
 
 LEAST_MM3 = 50.0  # smaller lesions stay: they hardly move any statistics, and they are what is looked for
-MARGIN = 2  # voxels around a lesion that go with it, for its edge is brighter than tissue too
-RING = 2  # voxels beyond those, whose tissue takes its place
+# In voxels of the finest axis, and across thick slices as many as are as far.
+MARGIN = 2  # around a lesion, which go with it, for its edge is brighter than tissue too
+RING = 2  # beyond those, whose tissue takes its place
 LEAST_TISSUE = 20  # voxels in the ring; with fewer it is not known what tissue is there
 TEXTURE = 0.6  # standard deviation in voxels of the noise that is painted
 
 
-def remove_lesions(channels: np.ndarray, label: np.ndarray, rng: np.random.Generator, *, voxel_mm3: float) -> int:
-    """Paints over some of the lesions above 50 mm3 with tissue like that around each, in place.
+def remove_lesions(
+    channels: np.ndarray, label: np.ndarray, rng: np.random.Generator, *, spacing_mm: Sequence[float]
+) -> int:
+    """Paints over some of the lesions above 50 mm3 in the patch with tissue like that around each, in place.
 
     Each goes with the same chance, which is drawn first, evenly between 0 and 1: from patch to patch between none and
     nearly all of them.
@@ -28,16 +34,19 @@ def remove_lesions(channels: np.ndarray, label: np.ndarray, rng: np.random.Gener
         channels: float32 [channels, x, y, z], a view or not, 0 outside the subject.
         label: uint8 [x, y, z]; lesions that go become 0.
         rng: All randomness comes from it.
-        voxel_mm3: Volume of a voxel.
+        spacing_mm: Of the three axes.
 
     Returns:
         How many went; a patch without large lesions stays as it is.
     """
     components, count = label_components(np.ascontiguousarray(label > 0), connectivity=26)
-    large = np.flatnonzero(np.bincount(components.ravel(), minlength=count + 1)[1:] * voxel_mm3 > LEAST_MM3) + 1
+    large = (
+        np.flatnonzero(np.bincount(components.ravel(), minlength=count + 1)[1:] * math.prod(spacing_mm) > LEAST_MM3) + 1
+    )
     going = large[rng.random(len(large)) < rng.random()]
     boxes = ndimage.find_objects(components) if len(going) else []
-    return sum(_remove(channels, label, components, int(number), boxes[number - 1], rng) for number in going)
+    fine = min(spacing_mm) / np.asarray(spacing_mm)
+    return sum(_remove(channels, label, components, int(number), boxes[number - 1], fine, rng) for number in going)
 
 
 def _remove(
@@ -46,15 +55,16 @@ def _remove(
     components: np.ndarray,
     number: int,
     box: tuple[slice, ...],
+    fine: np.ndarray,
     rng: np.random.Generator,
 ) -> bool:
-    """Removes one component; False where too little tissue is around it."""
-    reach = MARGIN + RING
-    wide = tuple(slice(max(0, side.start - reach), side.stop + reach) for side in box)
+    """Removes one component; False where too little tissue is around it. `fine`: finest spacing over each axis's."""
+    margin, reach = (np.round(fine * far).astype(int).tolist() for far in (MARGIN, MARGIN + RING))
+    wide = tuple(slice(max(0, side.start - far), side.stop + far) for side, far in zip(box, reach, strict=True))
     image, mask = channels[(slice(None), *wide)], components[wide] == number
     subject = (image != 0).any(axis=0)
-    going = grown(mask, MARGIN) & subject & ((components[wide] == 0) | mask)
-    ring = grown(mask, reach) & ~grown(mask, MARGIN) & subject & (components[wide] == 0)
+    going = grown(mask, margin) & subject & ((components[wide] == 0) | mask)
+    ring = grown(mask, reach) & ~grown(mask, margin) & subject & (components[wide] == 0)
     if ring.sum() < LEAST_TISSUE:
         return False
     for channel in image:

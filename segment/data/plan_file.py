@@ -86,7 +86,7 @@ def _header(planned: Planned, path: Path, command: str) -> list[str]:
     found, choice, dataset = planned.found, planned.choice, planned.dataset
     low, high = zip(*found.spacing_range_mm, strict=True)
     patients = len({case.patient_id for case in dataset.cases})
-    where = "of the GPU" if choice.gpu else "of the host"
+    where = {0: "of the host", 1: "of the GPU"}.get(choice.gpus, f"of each of {choice.gpus} GPUs")
     figures = [
         f"{found.cases} cases of {patients} patients; channels {', '.join(dataset.channel_names)}",
         f"spacing in mm ({', '.join(AXES)}): median {_by(found.spacing_mm)}, from {_by(low)} to {_by(high)}",
@@ -198,7 +198,7 @@ def _model_comments(planned: Planned) -> dict[str, str]:
         "model.strides": (
             f"An axis is halved while its spacing is below twice the finest and 4 voxels are left; from "
             f"{_by(spacing)} mm to {_by([a * b for a, b in zip(spacing, totals, strict=True)])} mm. "
-            f"Kernels follow the same rule: {kernels}."
+            f"Kernels follow the same rule: {kernels}; 3 along a stride."
         ),
     }
 
@@ -215,12 +215,15 @@ def _train_comments(planned: Planned) -> dict[str, str]:
     train, plan = choice.values["train"], choice.plan
     batch, steps = train["batch_size"], train.get("steps")
     voxels = math.prod(plan.patch_size)
+    each = " on each GPU" if choice.gpus > 1 else ""
     words = (
-        f"As many as fit: about {choice.memory_bytes / GIB:.2f} GiB of {planned.memory_gb:g}, a fifth left free for "
-        f"the estimate's error; at most {MOST_BATCH[plan.dimensions]}, and {BATCH_SHARE:.0%} of all "
+        f"As many as fit{each}: about {choice.memory_bytes / GIB:.2f} GiB of {planned.memory_gb:g}, a fifth left free "
+        f"for the estimate's error; at most {MOST_BATCH[plan.dimensions]}, and {BATCH_SHARE:.0%} of all "
         f"{found.voxels / 1e6:.3g} million voxels; one patch is {voxels / found.voxels:.2%} of them."
     )
-    if choice.gpu:
+    if choice.gpus > 1:
+        words += f" Divided among {choice.gpus} GPUs, at least one patch each; more or fewer need another plan."
+    if choice.gpus:
         words += " The model of a GPU's memory has not been measured."
     comments = {"train.batch_size": words}
     if steps is not None:

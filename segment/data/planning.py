@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from segment.config import Config
-from segment.data.axes import plan_kernels, plan_patch, plan_strides
+from segment.data.axes import coarsest_axis, plan_kernels, plan_patch, plan_strides
 from segment.data.cases import Dataset
 from segment.data.fingerprint import Fingerprint
 from segment.errors import InputError
@@ -26,7 +26,7 @@ class Plan:
         channel_names: Input channels in order.
         label_values: Foreground class name -> value in the label files, in the order of the output channels.
         spacing_mm: Voxel spacing of the network grid, per canonical (RAS) axis.
-        normalization: `zscore` or `percentile`.
+        normalization: `zscore`, `percentile` or `tissue`.
         patch_size: Voxels per canonical axis, always 3 values; a 2D model has a 1 on its slice axis.
         filters: Channels of each level, finest first.
         strides: Stride into each level after the first, per network axis (2 or 3).
@@ -87,8 +87,14 @@ class Plan:
 
     @property
     def slice_axis(self) -> int | None:
-        """The canonical axis that a 2D model does not see along: the coarsest, the last of equals. None in 3D."""
-        return None if self.dimensions == 3 else _slice_axis(self.spacing_mm)
+        """The canonical axis that a 2D model does not see along; None in 3D.
+
+        The only one along which a patch is 1 voxel; where it is so along several, the coarsest, the last of equals.
+        """
+        if self.dimensions == 3:
+            return None
+        flat = [axis for axis, size in enumerate(self.patch_size) if size == 1]
+        return flat[0] if len(flat) == 1 else coarsest_axis(self.spacing_mm)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads back to an equal plan."""
@@ -177,10 +183,6 @@ def _total_stride(plan: Plan) -> tuple[int, ...]:
     return with_slice_axis(np.prod(np.reshape(plan.strides, (-1, plan.dimensions)), axis=0), plan.slice_axis)
 
 
-def _slice_axis(spacing_mm: Sequence[float]) -> int:
-    return max(range(3), key=lambda axis: (spacing_mm[axis], axis))
-
-
 def with_slice_axis(values: Sequence[int], slice_axis: int | None) -> tuple[int, ...]:
     """Values per network axis as values per canonical axis: a 1 is put in at `slice_axis`, nothing when it is None."""
     full = [int(value) for value in values]
@@ -218,7 +220,7 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, config: Config) -> Pla
     """
     model = config.model
     spacing = config.data.spacing_mm or fingerprint.spacing_mm
-    slice_axis = _slice_axis(spacing) if model.dimensions == 2 else None
+    slice_axis = coarsest_axis(spacing) if model.dimensions == 2 else None
     axes = [axis for axis in range(3) if axis != slice_axis]
     network_mm = [spacing[axis] for axis in axes]
     extent = [fingerprint.shape[axis] * fingerprint.spacing_mm[axis] / spacing[axis] for axis in axes]

@@ -78,7 +78,7 @@ def write_sample_data(output: Path, *, seed: int, force: bool, bin_edges_mm3: tu
     Raises:
         InputError: The folder holds files and `force` is off, it was not made here, or it cannot be written.
     """
-    claim_folder(output, force=force)
+    claim_folder(output, force=force, kind="data")
     summaries = []
     with progress_bar("sample data", len(SPECS)) as bar:
         for number, spec in enumerate(SPECS):

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 LEVEL = 0.95
+# With fewer scans resampling says too little: even differences that are all of one sign have a chance above 5% under a
+# sign test (2 * 0.5^5 = 0.0625).
+FEW_SCANS = 6
 _BLOCK = 250  # draws at a time, which bounds the memory with thousands of cases
 _DIGITS = 6
 

@@ -55,7 +55,7 @@ class CaseOutcome:
 
     `error` is None where there is one; else `kind` is that of a `ScanError`, `memory`, `ended` or `evaluate`, and
     `path` the file that is to blame. `outside` are values of the masks that belong to no class, where the classes were
-    given.
+    given; `only` is the only value of the masks, where they were not and these are not empty.
     """
 
     case_id: str
@@ -65,6 +65,7 @@ class CaseOutcome:
     kind: str = ""
     path: str = ""
     outside: tuple[int, ...] = ()
+    only: int | None = None
 
     def failure(self) -> dict[str, str]:
         """The row in failures.csv."""
@@ -116,7 +117,8 @@ def _evaluate(job: CaseJob) -> CaseOutcome:
     inputs = {f"{role}/{path.name}": sha256_of(path) for role, path in files.items() if path is not None}
     given = job.classes is not None and job.closed is None
     outside = values_outside(classes, (label, prediction)) if given else ()
-    return CaseOutcome(job.case_id, tuple(results), inputs, None, outside=outside)
+    only = next(iter(classes.values()))[0] if job.classes is None and (label.any() or prediction.any()) else None
+    return CaseOutcome(job.case_id, tuple(results), inputs, None, outside=outside, only=only)
 
 
 def _missing_notes(job: CaseJob) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ _BLOCK = 1 << 20  # voxels at a time
 def parse_classes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Reads `NAME=VALUE` or, for a class made of several values, `NAME=VALUE+VALUE`.
 
+    They are put into the order of their values, which is that of the channels of probability maps.
+
     Raises:
         InputError: A text has another form, a value is no integer from 1 to 255, or a name stands twice.
     """
@@ -33,14 +35,19 @@ def parse_classes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
         if name in classes:
             raise InputError(f"class {name!r} stands twice; expected each name once")
         classes[name] = tuple(numbers)
-    return classes
+    return _by_value(classes)
+
+
+def _by_value(classes: ClassValues) -> dict[str, tuple[int, ...]]:
+    return dict(sorted(classes.items(), key=lambda item: item[1]))
 
 
 def find_class_values(folders: Sequence[Path]) -> tuple[dict[str, tuple[int, ...]], Path] | None:
     """The classes in the first dataset.json of the folders (nnU-Net copies one beside its predictions) and its path.
 
-    None where no folder has one. Background and nnU-Net's `ignore` label are no classes; a region's list of values is
-    one class.
+    None where no folder has one. They are in the order of their values, as the channels of probability maps are.
+    Background and nnU-Net's `ignore` label are no classes; a region's list of values is one class. The form of the
+    Medical Segmentation Decathlon, names by value, is read too.
 
     Raises:
         InputError: The file cannot be read, or a label is neither a number nor a list of numbers.
@@ -55,8 +62,12 @@ def find_class_values(folders: Sequence[Path]) -> tuple[dict[str, tuple[int, ...
             raise InputError(
                 f"{path}: expected labels by name, for example {{'background': 0, 'lesion': 1}}; pass --classes"
             )
+        if labels and all(str(key).isdecimal() and isinstance(name, str) for key, name in labels.items()):
+            if len(set(labels.values())) < len(labels):
+                raise InputError(f"{path}: labels: expected names that differ, found {', '.join(labels.values())}")
+            labels = {name: int(value) for value, name in labels.items()}
         classes = {str(name): _values(entry, name, path) for name, entry in labels.items() if name != "ignore"}
-        return {name: values for name, values in classes.items() if values != (0,)}, path
+        return _by_value({name: values for name, values in classes.items() if values != (0,)}), path
     return None
 
 
@@ -76,7 +87,8 @@ def require_known(classes: ClassValues, masks: Mapping[str, np.ndarray], source:
         strange = sorted(set(_present(mask)) - known)
         if strange:
             raise InputError(
-                f"{name} holds the value {strange[0]}, no label in {source}; pass --classes NAME=VALUE to choose"
+                f"{name} holds the value {strange[0]}, no class of {source} (an ignore label is not supported); pass "
+                "--classes NAME=VALUE to choose"
             )
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from segment.config import EvaluationConfig
 from segment.errors import InputError
-from segment.evaluation.case_files import CaseOutcome
+from segment.evaluation.case_files import CaseJob, CaseOutcome
 from segment.evaluation.class_values import ClassValues
 from segment.evaluation.compare_page import write_comparison
 from segment.evaluation.folders import FAILURE_COLUMNS, MAPS, Missing, find_jobs, report_outcomes, run_jobs
 from segment.evaluation.lesion_map import write_colours
+from segment.evaluation.metrics import CaseResult
 from segment.evaluation.paired import LESION_COLUMNS, SIDES, compare_results, compared_lesions, headline
 from segment.evaluation.tables import csv_text
 from segment.evaluation.workers import Workers
@@ -46,7 +50,7 @@ def compare_folders(
         0, or 1 when some cases failed.
 
     Raises:
-        InputError: As `evaluate_folders`, or no case succeeded in both, or the folders hold different cases.
+        InputError: As `evaluate_folders`, or no case succeeded in both, or the folders hold different cases or classes.
     """
     folders = dict(zip(SIDES, (first, second), strict=True))
     jobs = {
@@ -63,7 +67,8 @@ def compare_folders(
         for side, folder in folders.items()
     }
     _require_same_cases(folders, {side: {job.case_id for job in jobs[side]} for side in SIDES})
-    claim_folder(output, force=force, inputs=(first, second, labels, images))
+    _share_classes(folders, jobs)
+    claim_folder(output, force=force, inputs=(first, second, labels, images), kind="comparison")
     with Workers(min(workers, len(jobs["first"]))) as pool:
         outcomes = {side: run_jobs(jobs[side], pool) for side in SIDES}
         bad = _write_failures(folders, outcomes, output)
@@ -72,13 +77,43 @@ def compare_folders(
             write_colours(output / side / MAPS)
             report_outcomes(jobs[side], kept[side], output / side, pool, config=config, seed=seed, language=language)
     results = [[result for outcome in kept[side] for result in outcome.results] for side in SIDES]
-    comparison = compare_results(*results, names=(str(first), str(second)), config=config, seed=seed)
-    comparison["left_out"] = bad
+    comparison = compare_results(*results, names=_names(first, second), config=config, seed=seed) | {"left_out": bad}
+    _write(output, comparison, results, language=language)
+    print(headline(comparison))
+    return int(bool(bad))
+
+
+def _write(
+    output: Path, comparison: Mapping[str, Any], results: Sequence[Sequence[CaseResult]], *, language: str
+) -> None:
     write_json(output / "comparison.json", comparison)
     write_comparison(output / "comparison.html", comparison=comparison, language=language)
     write_text(output / "compared_lesions.csv", csv_text(LESION_COLUMNS, compared_lesions(*results)))
-    print(headline(comparison))
-    return int(bool(bad))
+
+
+def _names(first: Path, second: Path) -> tuple[str, str]:
+    """The folders by as much of the end of their paths as tells them apart: folders above may name a patient."""
+    parts = [Path(os.path.abspath(folder)).parts for folder in (first, second)]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = tuple(str(Path(*one[-count:])) for one in parts)
+        if names[0] != names[1]:
+            return names[0], names[1]
+    return first.name, second.name
+
+
+def _share_classes(folders: Mapping[str, Path], jobs: dict[str, list[CaseJob]]) -> None:
+    """Lets a folder without dataset.json take the other's classes. Raises InputError where both have others."""
+    named = [side for side in SIDES if jobs[side][0].classes is not None]
+    if not named:
+        return
+    known = jobs[named[0]][0]
+    for side in SIDES:
+        if jobs[side][0].classes not in (None, known.classes):
+            raise InputError(
+                f"{folders[side]}: expected the classes {known.classes} of {folders[named[0]]}, found "
+                f"{jobs[side][0].classes} in dataset.json; pass --classes NAME=VALUE"
+            )
+        jobs[side] = [replace(job, classes=known.classes, closed=known.closed) for job in jobs[side]]
 
 
 def _require_same_cases(folders: Mapping[str, Path], cases: Mapping[str, set[str]]) -> None:

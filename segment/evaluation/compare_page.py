@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
-from segment.evaluation.bootstrap import is_spread
+from segment.evaluation.bootstrap import FEW_SCANS, is_spread
 from segment.evaluation.charts import draw_dot, draw_svg, draw_text, percent
 from segment.evaluation.page import DASH, bin_name, page_labels, write_page
 
+Verdict = Literal["better", "worse", "unclear", "no_spread", "few"]
 LOWER_IS_BETTER = ("fp_per_scan", "macro.hd95_mm")
 BEFORE_BINS = ("small_lesion_recall", "recall", "precision", "f1", "fp_per_scan")
 AFTER_BINS = ("macro.iou", "macro.dice", "macro.hd95_mm", "macro.surface_dice_1mm")
@@ -25,6 +26,8 @@ _WIDTH, _ROW, _TOP, _LEFT, _RIGHT = 640, 22, 8, 266, 16
 class Line:
     """One figure of both sides; `verdict` is about the second, unclear where the interval holds 0 or is missing.
 
+    With fewer than FEW_SCANS cases it is neither better nor worse.
+
     `name` says over how many cases a mean is where that is not all; `short` does not, for the chart.
     """
 
@@ -35,7 +38,7 @@ class Line:
     second: float | None
     difference: float | None
     interval: tuple[float, float] | None
-    verdict: Literal["better", "worse", "unclear", "no_spread"]
+    verdict: Verdict
 
     @property
     def bounds(self) -> str:
@@ -68,6 +71,7 @@ def write_comparison(path: Path, *, comparison: Mapping[str, Any], language: str
     only += [("second", row) for row in comparison["found_by_second_only"]]
     values = {
         "title": labels["compare_title"],
+        "few": FEW_SCANS,
         "sentence": _sentence(lines[0], labels),
         "comparison": comparison,
         "lines": lines,
@@ -87,10 +91,10 @@ def figure_lines(comparison: Mapping[str, Any], labels: Mapping[str, str]) -> li
     figures = comparison["figures"]
     bins = [f"iou10.{name}" for name in comparison["lesions"] if name not in ("all", "small")]
     keys = [key for key in (*BEFORE_BINS, *bins, *AFTER_BINS) if key in figures]
-    return [_line(key, figures[key], labels) for key in keys]
+    return [_line(key, figures[key], labels, n_cases=comparison["n_cases"]) for key in keys]
 
 
-def _line(key: str, figure: Mapping[str, Any], labels: Mapping[str, str]) -> Line:
+def _line(key: str, figure: Mapping[str, Any], labels: Mapping[str, str], *, n_cases: int) -> Line:
     if key.startswith("iou10."):
         name = labels["figure_bin"].format(bin=bin_name(key.removeprefix("iou10.")))
     else:
@@ -100,12 +104,21 @@ def _line(key: str, figure: Mapping[str, Any], labels: Mapping[str, str]) -> Lin
         # Left unsaid, the case that only one side gets wrong would vanish from its mean.
         name = labels["compare_both_defined"].format(name=name, n=figure["n"], all=figure["of"])
     interval = tuple(figure["interval"]) if figure["interval"] else None
-    verdict: Literal["better", "worse", "unclear", "no_spread"] = "unclear"
-    if interval is not None and not is_spread(interval):
-        verdict = "no_spread"
-    if is_spread(interval) and interval is not None and (interval[0] > 0 or interval[1] < 0):
-        verdict = "better" if (interval[0] > 0) != (key in LOWER_IS_BETTER) else "worse"
+    verdict = _verdict(interval, lower_is_better=key in LOWER_IS_BETTER, n_cases=min(figure.get("n", n_cases), n_cases))
     return Line(key, name, short, figure["first"], figure["second"], figure["difference"], interval, verdict)
+
+
+def _verdict(interval: tuple[float, ...] | None, *, lower_is_better: bool, n_cases: int) -> Verdict:
+    if interval is None:
+        return "unclear"
+    low, high = interval
+    if not is_spread(interval):
+        return "no_spread"
+    if low <= 0 <= high:
+        return "unclear"
+    if n_cases < FEW_SCANS:
+        return "few"
+    return "better" if (low > 0) != lower_is_better else "worse"
 
 
 def _sentence(line: Line, labels: Mapping[str, str]) -> str:
@@ -119,7 +132,7 @@ def _sentence(line: Line, labels: Mapping[str, str]) -> str:
     if line.interval is not None:
         low, high = (f"{100 * bound:+.1f}" for bound in line.interval)
         sentence += labels["sentence_interval"].format(low=low, high=high)
-    return sentence
+    return f"{sentence}: {labels['compare_few']}" if line.verdict == "few" else sentence
 
 
 def _group_name(name: str, labels: Mapping[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +11,9 @@ from segment.config import EvaluationConfig
 from segment.data.nifti import ENDINGS
 from segment.errors import InputError
 from segment.evaluation.case_files import CaseJob, CaseOutcome, case_pictures, draw_files, evaluate_files, failed
-from segment.evaluation.class_values import ClassValues, absent_classes, find_class_values
+from segment.evaluation.class_values import ClassValues, find_class_values
 from segment.evaluation.lesion_map import write_colours
+from segment.evaluation.notes import class_notes, left_out_notes
 from segment.evaluation.report_sections import Section, SectionPlan, draw_section
 from segment.evaluation.tables import csv_text, write_report
 from segment.evaluation.workers import Workers
@@ -63,8 +65,8 @@ def evaluate_folders(
         0, or 1 when some cases failed; they stand in failures.csv.
 
     Raises:
-        InputError: The folders have no case in common, a case is in one only, none could be evaluated, or the output
-            folder exists or cannot be written.
+        InputError: The folders have no case in common, a case is in one only, none could be evaluated, no case has one
+            of `images`, the only value differs from case to case, or the output folder exists or cannot be written.
     """
     jobs = find_jobs(
         predictions,
@@ -76,7 +78,7 @@ def evaluate_folders(
         missing=missing,
         maps=output / MAPS,
     )
-    claim_folder(output, force=force, inputs=(predictions, labels, probabilities, images))
+    claim_folder(output, force=force, inputs=(predictions, labels, probabilities, images), kind="report")
     write_colours(output / MAPS)
     with Workers(min(workers, len(jobs))) as pool:
         outcomes = run_jobs(jobs, pool)
@@ -127,6 +129,10 @@ def find_jobs(
                 maps=maps,
             )
         )
+    if images is not None and not any(job.image for job in jobs):
+        raise InputError(
+            f"--images {images}: expected {jobs[0].case_id}_0000.nii.gz or {jobs[0].case_id}.nii.gz, found none"
+        )
     return jobs
 
 
@@ -136,8 +142,9 @@ def mask_files(folder: Path) -> dict[str, Path]:
     Raises:
         InputError: It is not a folder, holds no NIfTI file, or two files are of one case.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: expected a folder of masks, found {'a file' if folder.exists() else 'nothing'}")
+    if not os.path.isdir(folder):
+        found = "a file" if os.path.exists(folder) else "nothing that can be read"
+        raise InputError(f"{folder}: expected a folder of masks, found {found}")
     files: dict[str, Path] = {}
     try:
         for path in sorted(folder.iterdir()):
@@ -152,7 +159,7 @@ def mask_files(folder: Path) -> dict[str, Path]:
             files[case_id] = path
     except OSError as cause:
         raise InputError(f"{folder}: cannot be read: {cause.strerror or cause}; check its permissions") from cause
-    if not files and (folder / "masks").is_dir():
+    if not files and os.path.isdir(folder / "masks"):
         return mask_files(folder / "masks")
     if not files:
         raise InputError(f"{folder}: expected masks named CASE.nii.gz or CASE.nii, found none")
@@ -238,6 +245,7 @@ def report_outcomes(
 ) -> dict[str, Any]:
     """Writes the report of the cases that have results and returns its summary; its pictures are drawn in `pool`."""
     by_case = {job.case_id: job for job in jobs}
+    evaluated = sum(outcome.error is None for outcome in outcomes)
 
     def draw_all(plans: Sequence[SectionPlan]) -> list[Section]:
         with progress_bar("report", len(plans)) as bar:
@@ -254,18 +262,8 @@ def report_outcomes(
         scans=lambda case_id: case_pictures(by_case[case_id]),
         language=language,
         draw_all=draw_all,
-        notes=_class_notes(jobs, outcomes),
+        notes=[*left_out_notes(len(jobs), evaluated), *class_notes(jobs[0].classes, outcomes)],
     )
-
-
-def _class_notes(jobs: Sequence[CaseJob], outcomes: Sequence[CaseOutcome]) -> list[str]:
-    """Notes on classes that no mask holds; InputError where that is all of those that were given."""
-    if jobs[0].classes is None:
-        return []
-    counts = ("n_gt", "n_pred", "n_ignored_gt", "n_removed_pred")
-    cases = [result.case for outcome in outcomes for result in outcome.results]
-    present = {case["class"] for case in cases if any(case[name] for name in counts)}
-    return absent_classes(jobs[0].classes, present, {value for outcome in outcomes for value in outcome.outside})
 
 
 def headline(summary: Mapping[str, Any], output: Path) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from segment.config import EvaluationConfig
 from segment.errors import InputError
-from segment.evaluation.bootstrap import LEVEL, interval, resampled_sums
+from segment.evaluation.bootstrap import FEW_SCANS, LEVEL, interval, is_spread, resampled_sums
 from segment.evaluation.counts import MACRO, case_counts, case_value, rates
 from segment.evaluation.definitions import definitions, versions
 from segment.evaluation.lesions import at_most, bin_names
@@ -178,8 +178,9 @@ def headline(comparison: Mapping[str, Any]) -> str:
     if figure["difference"] is None:
         small = "no small lesions"
     else:
-        bounds = "" if figure["interval"] is None else " ({:+.3f} to {:+.3f})".format(*figure["interval"])
-        small = f"small-lesion recall {figure['difference']:+.3f}{bounds}"
+        bounds = " ({:+.3f} to {:+.3f})".format(*figure["interval"]) if is_spread(figure["interval"]) else ""
+        few = ", too few cases to say" if comparison["n_cases"] < FEW_SCANS else ""
+        small = f"small-lesion recall {figure['difference']:+.3f}{bounds}{few}"
     return (
         f"{comparison['n_cases']} cases, second minus first: {small}; "
         f"lesions that only the first finds: {counts['first_only']}, only the second: {counts['second_only']}"

@@ -184,8 +184,8 @@ def _reason(lesion: Mapping[str, Any], outcome: Outcome, threshold: float | None
         return "reason_overlap"
     if score is None:
         return ""
+    if threshold is not None and score >= threshold:
+        return "reason_removed"
     if score < SEEN_PROBABILITY:
         return "reason_unseen"
-    if threshold is None:
-        return "reason_seen"
-    return "reason_removed" if score >= threshold else "reason_threshold"
+    return "reason_seen" if threshold is None else "reason_threshold"

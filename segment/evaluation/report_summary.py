@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from segment.evaluation.bootstrap import is_spread, wilson_interval
+from segment.evaluation.bootstrap import FEW_SCANS, is_spread, wilson_interval
 from segment.evaluation.charts import (
     CasePoint,
     FrocPoint,
@@ -67,7 +67,7 @@ def headline(summary: Mapping[str, Any], lesions: Sequence[LesionRow], labels: M
             hit=micro["n_small_found"], n=micro["n_small"], small=small, recall=percent(recall)
         )
         hit, n = micro["n_small_found"], micro["n_small"]
-        low, high, of_cases = _bounds(micro["intervals"].get("small_lesion_recall"), hit, n)
+        low, high, of_cases = _bounds(micro["intervals"].get("small_lesion_recall"), hit, n, summary["n_cases"])
         words = labels["sentence_interval" if of_cases else "sentence_wilson"]
         sentence += words.format(low=percent(low), high=percent(high), n=n)
         sentence += labels["sentence_fp"].format(fp=fp)
@@ -80,11 +80,18 @@ def headline(summary: Mapping[str, Any], lesions: Sequence[LesionRow], labels: M
     return Headline(sentence, lines, tuple(_tiles(summary, labels)))
 
 
-def _bounds(interval: Sequence[float] | None, hit: int, n: int) -> tuple[float, float, bool]:
-    """A share's interval by resampling cases or, where that has no width, by Wilson; and whether it is the former."""
-    if interval is not None and is_spread(interval):
-        return interval[0], interval[1], True
-    return *wilson_interval(hit, n), False
+def _bounds(interval: Sequence[float] | None, hit: int, n: int, n_cases: int) -> tuple[float, float, bool]:
+    """A share's interval by resampling cases or by Wilson, and whether it is the former.
+
+    Wilson's stands in where resampling has no width, and where it has less of few scans: that lesions of one scan
+    resemble each other can only make an interval wider.
+    """
+    wilson = wilson_interval(hit, n)
+    if interval is None or not is_spread(interval):
+        return *wilson, False
+    if n_cases < FEW_SCANS and interval[1] - interval[0] < wilson[1] - wilson[0]:
+        return *wilson, False
+    return interval[0], interval[1], True
 
 
 def _why_missed(lesions: Sequence[LesionRow], labels: Mapping[str, str]) -> str:
@@ -108,7 +115,7 @@ def _tiles(summary: Mapping[str, Any], labels: Mapping[str, str]) -> list[Tile]:
     def share(key: str, name: str, value: float | None, hit: int, n: int) -> Tile:
         if not n:
             return Tile(labels[name], percent(value), (labels["n_of"].format(hit=hit, n=n),))
-        low, high, of_cases = _bounds(intervals.get(key), hit, n)
+        low, high, of_cases = _bounds(intervals.get(key), hit, n, summary["n_cases"])
         words = labels["interval" if of_cases else "interval_wilson"]
         spread = words.format(low=percent(low), high=percent(high))
         return Tile(labels[name], percent(value), (labels["n_of"].format(hit=hit, n=n), spread))
@@ -178,7 +185,7 @@ def _recall(summary: Mapping[str, Any], labels: Mapping[str, str]) -> Chart:
     for name, entry in bins.items():
         low, high = None, None
         if entry["n"]:
-            low, high, of_cases = _bounds(entry["interval"], entry["hit"], entry["n"])
+            low, high, of_cases = _bounds(entry["interval"], entry["hit"], entry["n"], summary["n_cases"])
             by_wilson |= not of_cases
         under = summary["under_resolved"].get(name, 0) > 0
         shares = (entry["recall"], low, high, either[name]["recall"])
@@ -258,7 +265,7 @@ def conventions(summary: Mapping[str, Any], labels: Mapping[str, str]) -> list[s
         labels["found_means"].format(iou=f"{config['match_iou']:g}"),
         labels["convention_any"],
         labels["convention_interval"].format(draws=bootstrap["draws"], seed=bootstrap["seed"]),
-        labels["convention_wilson"],
+        labels["convention_wilson"].format(few=FEW_SCANS),
         labels["convention_view"].format(low=low, high=high),
         labels["convention_world"],
     ]

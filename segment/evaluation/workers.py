@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -57,7 +58,11 @@ class Workers:
         """The results by index, without those of the items that were left when a process was ended from outside."""
         if self._pool is None:
             # Spawned rather than forked: a fork of a process with threads can hang.
-            self._pool = ProcessPoolExecutor(self.count, mp_context=get_context("spawn"))
+            # Ctrl-C reaches every process of the terminal; this one alone answers it.
+            ignore = (signal.SIGINT, signal.SIG_IGN)
+            self._pool = ProcessPoolExecutor(
+                self.count, mp_context=get_context("spawn"), initializer=signal.signal, initargs=ignore
+            )
         results: dict[int, Result | None] = {}
         try:
             futures = {self._pool.submit(function, item): index for index, item in items.items()}

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from segment.data.bids import input_filters
 from segment.data.cases import find_inputs
-from segment.data.nifti import ENDINGS
+from segment.data.label_files import LabelFiles, find_labels
 from segment.data.scan import Case
 from segment.errors import InputError
 from segment.evaluation.definitions import versions
@@ -43,6 +43,7 @@ def predict_cases(
     force: bool,
     resume: bool,
     shard: Shard | None,
+    max_fp_per_scan: float | None = None,
 ) -> int:
     """Predicts scans: masks/CASE.nii.gz, failures.csv, manifest.json and, on request, probabilities/ and report/.
 
@@ -50,7 +51,8 @@ def predict_cases(
         runs: Run folders; the probabilities of several are averaged.
         source: What `find_inputs` takes: a file, a folder, a dataset or a CSV.
         output: New folder.
-        labels: Folder of expert masks CASE.nii.gz; with it the report on the scans that succeeded is written.
+        labels: What `find_labels` takes: a folder of expert masks CASE.nii.gz, or a dataset; with it the report on the
+            scans that succeeded is written.
         probabilities: Write the probability maps too.
         threshold: Probability from which a voxel is foreground, in (0, 1); None takes the runs' operating point.
         changes: Options of the section `inference` that replace those of the runs.
@@ -58,28 +60,30 @@ def predict_cases(
         resume: Keeps what an earlier prediction with the same models, settings and inputs has completed.
         shard: Which part of the cases to predict; its manifest and failures get names of their own, and the report is
             left to `merge_reports`.
+        max_fp_per_scan: Chooses the operating point again, for so many false positives a scan; without a threshold.
 
     Returns:
         0, or 1 when some scans failed; they stand in failures.csv (case, path, kind, message).
 
     Raises:
-        InputError: A run, the source, the labels folder or the output folder cannot be used.
+        InputError: A run, the source, the labels or the output folder cannot be used.
     """
     predictor = Predictor.load(runs, changes=changes)
+    _require_votes(predictor)
     filters = input_filters(predictor.config.data.bids, predictor.plan.channel_names)
     cases = find_inputs(source, channels=predictor.plan.channel_names, bids=filters)
-    if labels is not None:
-        _require_labels(labels, cases)
+    experts = None if labels is None else _labels_of(labels, cases, predictor)
     point = point_in_use(
         [member.run_dir for member in predictor.members],
         [member.model_sha256 for member in predictor.members],
         predictor.config,
         threshold=threshold,
+        max_fp_per_scan=max_fp_per_scan,
     )
     _claim(output, force=force, resume=resume, shard=shard, inputs=(*runs, source, labels))
     _say(point)
     settings = settings_digest(predictor, point)
-    job = Job(predictor, output, labels, probabilities, point, settings, resume, shard)
+    job = Job(predictor, output, experts, probabilities, point, settings, resume, shard)
     return run_job(job, cases)
 
 
@@ -100,14 +104,24 @@ def settings_digest(predictor: Predictor, point: PointInUse) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _require_labels(labels: Path, cases: Sequence[Case]) -> None:
-    if not labels.is_dir():
-        raise InputError(f"labels {labels}: expected a folder of masks CASE.nii.gz, found no folder")
-    if not any((labels / f"{case.case_id}{ending}").exists() for case in cases for ending in ENDINGS):
+def _require_votes(predictor: Predictor) -> None:
+    """Raises InputError for maps of how far one vote agrees with itself: zeros, which a reader takes for certainty."""
+    options = predictor.config.inference
+    if options.uncertainty == "deviation" and len(predictor.members) == 1 and not options.flips:
+        raise InputError(
+            "inference.uncertainty deviation: expected several votes, found one network without flips; add --flips or "
+            "another --run, or take --uncertainty entropy"
+        )
+
+
+def _labels_of(labels: Path, cases: Sequence[Case], predictor: Predictor) -> LabelFiles:
+    found = find_labels(labels, bids=predictor.config.data.bids)
+    if not any(case.case_id in found.files for case in cases):
         raise InputError(
             f"labels {labels}: expected masks named as the cases, such as {cases[0].case_id}.nii.gz, found none for "
-            f"any of {len(cases)}; give another folder or leave --labels out"
+            f"any of {len(cases)}; give another folder or dataset or leave --labels out"
         )
+    return found
 
 
 def _claim(output: Path, *, force: bool, resume: bool, shard: Shard | None, inputs: Sequence[Path | None]) -> None:
@@ -115,13 +129,13 @@ def _claim(output: Path, *, force: bool, resume: bool, shard: Shard | None, inpu
     if (resume or shard) and output.is_dir() and any(output.iterdir()) and not (output / MARKER).exists():
         raise InputError(f"output folder {output} holds files that segment did not write; choose another path")
     if shard is None:
-        claim_folder(output, force=force, resume=resume, inputs=inputs)
+        claim_folder(output, force=force, resume=resume, inputs=inputs, kind="predictions")
         return
     if force:
         raise InputError("--force would remove what the other shards have written; pass --resume, or empty the folder")
     if (output / f"manifest{shard.suffix}.json").exists() and not resume:
         raise InputError(f"shard {shard} has been predicted into {output}; pass --resume to complete it")
-    claim_folder(output, resume=True, inputs=inputs)
+    claim_folder(output, resume=True, inputs=inputs, kind="predictions")
 
 
 def _say(point: PointInUse) -> None:

@@ -30,10 +30,11 @@ KEY = "segment"  # of the ONNX file's metadata
 OPSET = 17
 INPUTS = {
     "image": "float32 [batch, *patch, channels]: intensities of the scan's file (slope and intercept applied), axes "
-    "turned to RAS, resampled to plan.spacing_mm; 0 outside the scan",
+    "turned to RAS, resampled to plan.spacing_mm; 0 outside the scan. In 2D the channels are those of the first of "
+    "plan.slices, then of the second, and so on",
     "inside": "float32 of the same shape: 1 in the subject, 0 outside, by channel: all voxels but zeros connected "
     "through zeros (6 neighbours) with the border of the box around the non-zero voxels of the scan",
-    "scale": "float32 [channels, 4], for each channel low, high, centre, unit of the whole scan's subject: "
+    "scale": "float32 [channels, 4], for each channel of `image` low, high, centre, unit of the whole scan's subject: "
     "(clip(image, low, high) - centre) / unit. zscore: no clipping, mean, standard deviation; percentile: both after "
     "clipping at the 0.5th and 99.5th percentile, where plan.ct_windows has the channel these four numbers instead; "
     "tissue: segment.data.normalization.tissue_scale. A constant channel: low, high and centre its value, unit 1",

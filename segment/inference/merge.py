@@ -39,6 +39,11 @@ def merge_reports(output: Path) -> int:
                 raise InputError(
                     f"{output}: shard {index}/{count} lists case {case_id}, expected its record, found none"
                 )
+            if record.settings != manifest["settings_sha256"]:
+                raise InputError(
+                    f"{output}: case {case_id} has been predicted with other models, options or operating point since "
+                    f"shard {index}/{count} ended; predict the shard again with --resume"
+                )
             records[case_id] = record
     ordered = [records[case_id] for case_id in sorted(records)]
     head = {name: value for name, value in first.items() if name != "cases"} | {"shard": None}

@@ -31,6 +31,7 @@ MIN_VOLUMES_MM3 = (0.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
 # The highest probability that a predicted lesion must reach; close to 1, where an overconfident network's values crowd.
 MIN_PEAKS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 FEW_CASES = 5
+COUNTED_BY = ("small_mm3", "min_lesion_mm3", "match_iou")  # of the section evaluation: what counts depend on
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,14 @@ def choose(points: Sequence[Point], options: OperatingPointConfig, *, n_scans: i
     return Choice(nearest, "fewest_fp", (missed, *few))
 
 
+def least_volume(config: Config) -> float:
+    """Predicted lesions below so many mm3 are removed whatever the point is.
+
+    What the evaluation does not count must not be in the masks either, for there nothing else removes it.
+    """
+    return max(config.inference.min_lesion_mm3, config.evaluation.min_lesion_mm3)
+
+
 class PointSearch:
     """Counts validation cases over thresholds, minimum volumes and peaks, and voxels for the calibration."""
 
@@ -90,7 +99,7 @@ class PointSearch:
         options = config.inference
         self._config = config
         self.thresholds = tuple(sorted({*THRESHOLDS, options.threshold}))
-        least = options.min_lesion_mm3
+        least = least_volume(config)
         self.min_volumes_mm3 = (least, *(volume for volume in MIN_VOLUMES_MM3 if volume > least))
         self.min_peaks = MIN_PEAKS if options.operating_point.peaks else MIN_PEAKS[:1]
         self._sweeps: list[Sweep] = []
@@ -106,7 +115,7 @@ class PointSearch:
             grid: Of both.
 
         Returns:
-            The counts at the thresholds of a report, without a minimum volume beyond the configured one or a peak.
+            The counts at the thresholds of a report, without a minimum volume beyond `least_volume` or a peak.
         """
         sweep = sweep_case(
             label,
@@ -137,7 +146,7 @@ class PointSearch:
         n_scans = len(self._cases)
         points = pool([counts], n_scans=n_scans)
         choice = choose(points, options.operating_point, n_scans=n_scans)
-        configured = _at(points, options.threshold, options.min_lesion_mm3)
+        configured = _at(points, options.threshold, self.min_volumes_mm3[0])
         point = choice.point or configured
         calibration = asdict(self._reliability.fit())
         temperature = calibration["temperature"]
@@ -150,6 +159,8 @@ class PointSearch:
             "notes": list(choice.notes),
             "rule": options.operating_point.rule,
             "max_fp_per_scan": options.operating_point.max_fp_per_scan,
+            "flips": options.flips,
+            "evaluation": self._config.evaluation.model_dump(mode="json", include=set(COUNTED_BY)),
             "at_point": asdict(point),
             "at_configured": asdict(configured),
             "calibration": calibration

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -19,6 +20,7 @@ from segment.data.scan import ChannelReader, read_mask
 from segment.errors import InputError
 from segment.evaluation.folders import FAILURE_COLUMNS, headline
 from segment.evaluation.lesion_map import write_colours
+from segment.evaluation.notes import left_out_notes
 from segment.evaluation.pictures import CasePictures
 from segment.evaluation.tables import csv_text, write_report
 from segment.files import write_json, write_text
@@ -64,14 +66,23 @@ def report_records(output: Path, records: Sequence[Record], head: Mapping[str, A
     summary = write_report(
         [result for record in done.values() for result in record.results],
         output / REPORT,
-        config=EvaluationConfig.model_validate(head["evaluation"]),
+        config=_evaluation_of(head, output),
         seed=head["seed"],
         inputs=_named_inputs(done.values()),
         scans=lambda case_id: _pictures(output, done[case_id]),
         operating_point=head["operating_point"],
+        notes=left_out_notes(len(records), len(done)),
     )
     _print_points(summary)
     print(headline(summary, output / REPORT))
+
+
+def _evaluation_of(head: Mapping[str, Any], output: Path) -> EvaluationConfig:
+    try:
+        return EvaluationConfig.model_validate(head["evaluation"])
+    except ValidationError as cause:
+        fault = cause.errors()[0]["msg"]
+        raise InputError(f"{output}: expected the section evaluation in its manifests, found: {fault}") from cause
 
 
 def _named_inputs(records: Iterable[Record]) -> dict[str, str]:

@@ -42,7 +42,8 @@ class Member:
     @property
     def windows(self) -> tuple[object, ...]:
         """What the windows depend on; members of one grid that agree in it vote on each window together."""
-        return self.plan.patch_size, self.plan.slice_axis, self.config.inference.overlap, self.window_batch
+        plan = self.plan
+        return plan.patch_size, plan.slice_axis, plan.slices, self.config.inference.overlap, self.window_batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,8 @@ class Predictor:
         first = self.members[0]
         for other in self.members[1:]:
             _require_same(first, other, "channels", first.plan.channel_names, other.plan.channel_names)
-            _require_same(first, other, "labels", first.plan.label_values, other.plan.label_values)
+            labels, others = (list(member.plan.label_values.items()) for member in (first, other))
+            _require_same(first, other, "labels", labels, others)  # in this order the outputs stand
         self.memory = MemoryLimit(self.members, self.config.inference.max_memory_gb)
 
     def wanted(self, *, probabilities: bool, scored: bool, peaks: bool = False) -> Wanted:

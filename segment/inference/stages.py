@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import tensorflow as tf
 
-from segment.data.cases import find_label
+from segment.data.label_files import LabelFiles
 from segment.data.scan import (
     Case,
     Grid,
@@ -46,7 +46,7 @@ class Job:
     Attributes:
         predictor: The runs.
         output: The folder that is written.
-        labels: Folder of expert masks CASE.nii.gz for the report, or None.
+        labels: Expert masks for the report, or None.
         probabilities: Whether probability maps are written too.
         point: Threshold, smallest lesion and the peak that a lesion must reach.
         settings: SHA-256 of all that the outputs depend on beside the inputs.
@@ -56,7 +56,7 @@ class Job:
 
     predictor: Predictor
     output: Path
-    labels: Path | None
+    labels: LabelFiles | None
     probabilities: bool
     point: PointInUse
     settings: str
@@ -161,17 +161,34 @@ def look_up(job: Job, passage: Passage) -> None:
     if not job.resume:
         return
     case_id = passage.case.case_id
+    path = None if job.labels is None else job.labels.files.get(case_id)
     try:
         found = read_record(job.output, case_id)
-        if found is None or found.failure is not None:
+        if found is None or not found.written:
             return
-        label = None if job.labels is None else sha256_of(find_label(job.labels, case_id))
+        label = None if path is None else sha256_of(path)
         digests = [sha256_of(path) for path in dict.fromkeys(passage.case.image_paths)]  # 4D files hold several
     except (InputError, OSError):
         return  # what cannot be read is no reason to skip the case; the stages after this one say what is wrong
+    unscored = path is None and _without_label(found, job)
+    mask = replace(found, failure=None) if unscored else found
     files = job.outputs_of(case_id)
-    if is_complete(found, job.output, digests=digests, settings=job.settings, label=label, files=files):
-        passage.record = found if job.labels is not None else without_results(found)
+    if not is_complete(mask, job.output, digests=digests, settings=job.settings, label=label, files=files):
+        return
+    if job.labels is None:
+        passage.record = without_results(mask)
+        if unscored:
+            write_record(job.output, passage.record)
+    elif path is not None or unscored:
+        passage.record = found
+
+
+def _without_label(record: Record, job: Job) -> bool:
+    """Whether nothing but the comparison failed, and for a reason that still holds or no longer matters."""
+    failure = record.failure
+    if failure is None or failure["kind"] != evaluate.__name__:
+        return False
+    return job.labels is None or os.path.abspath(failure["path"]) == os.path.abspath(job.labels.source)
 
 
 def read(job: Job, passage: Passage) -> None:
@@ -223,8 +240,8 @@ def evaluate(job: Job, passage: Passage) -> None:
     found, case_id = passage.prediction, passage.case.case_id
     if job.labels is None or found is None or found.probabilities is None or passage.grid is None:
         return
-    passage.path = job.labels
-    passage.path = find_label(job.labels, case_id)
+    passage.path = job.labels.source
+    passage.path = job.labels.of(case_id)
     label, grid = read_mask(passage.path)
     require_same_grid(passage.grid, passage.case.image_paths[0], grid, passage.path)
     passage.label = {os.path.abspath(passage.path): sha256_of(passage.path)}

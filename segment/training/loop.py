@@ -16,6 +16,7 @@ from segment.config import Config
 from segment.data.pipeline import patch_dataset
 from segment.data.planning import Plan
 from segment.data.preprocessing import PreparedCase
+from segment.errors import InputError
 from segment.progress import CONSOLE, Bar, progress_bar
 from segment.training.checkpoint import Checkpoint, Checkpoints, restore
 from segment.training.distribution import distributed_batches
@@ -72,6 +73,7 @@ class Loop:
         self._forward = make_forward(parts.judged, parts.plan, config, before=stop.check)
         self._means = StepMeans()
         self._busy = self._waited = 0.0  # seconds since the last row, and how many of them were for data
+        self._timed = 0  # steps of these seconds; those before a restart took theirs in another process
         self._skipped_in_row: Any = 0
         self._told = False  # that the model is kept by something else than the configuration says
         self.progress = Progress()
@@ -149,6 +151,7 @@ class Loop:
         self._skipped_in_row = values["skipped_in_row"]
         self.progress.step = step + 1
         self._busy += time.perf_counter() - began
+        self._timed += 1
 
     def _require_progress(self, *, last_step: int) -> None:
         """Raises TrainingError when `last_step`, counted from 0, was the last of too many skipped ones in a row."""
@@ -181,13 +184,14 @@ class Loop:
     def _write_row(self, log: MetricsLog | None, bar: Bar) -> None:
         step, train = self.progress.step, self._config.train
         row = self._means.row()
-        speed = row.pop("steps") * train.patches_per_step / max(self._busy, 1e-9)
+        speed = self._timed * train.patches_per_step / max(self._busy, 1e-9)
         row |= {
             "learning_rate": learning_rate_at((step - 0.5) / self._parts.steps, train.optimizer),
             "data_wait_share": self._waited / max(self._busy, 1e-9),
             "patches_per_second": speed,
         }
         self._busy = self._waited = 0.0
+        self._timed = 0
         self._require_progress(last_step=step - 1)
         self.progress.loss = row["loss"]
         if log is not None:
@@ -269,7 +273,13 @@ class Loop:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         restore(self._parts.step.state(), checkpoint)
-        self.progress = Progress(**checkpoint.info["progress"])
+        try:
+            self.progress = Progress(**checkpoint.info["progress"])
+        except TypeError as cause:
+            raise InputError(
+                f"checkpoint of step {checkpoint.step}: expected one of this version of segment, found another "
+                f"({cause}); train with that version, or anew with --force"
+            ) from cause
         self._means = StepMeans(checkpoint.info["pending"])
         CONSOLE.print(f"going on from step {checkpoint.step} of {self._parts.steps}", markup=False)
 

@@ -167,7 +167,7 @@ class StepMeans:
         return [{name: float(value) for name, value in step.items()} for step in self._steps]
 
     def row(self) -> dict[str, float]:
-        """Means over the good steps since the last row (NaN without any), the counters' last values, and "steps"."""
+        """Means over the good steps since the last row (NaN without any), and the counters' last values."""
         steps = self.pending()
         self._steps = []
         good = [step for step in steps if step["good"]]
@@ -175,4 +175,4 @@ class StepMeans:
         means = [name for name in steps[-1] if name not in (*last, "good", "skipped_in_row")]
         means.sort(key=lambda name: (not name.startswith("loss"), name))  # the loss and its terms first
         row = {name: float(np.mean([step[name] for step in good])) if good else math.nan for name in means}
-        return {**row, **{name: steps[-1][name] for name in last}, "steps": float(len(steps))}
+        return {**row, **{name: steps[-1][name] for name in last}}

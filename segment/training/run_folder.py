@@ -61,8 +61,7 @@ def open_run(config: Config, *, resume: bool, force: bool) -> RunData:
                 f"--resume: expected a run folder, found {folder} with other files; choose another --run-dir"
             )
         claim_folder(folder, resume=resume, kind="run")  # raises before the data is read, unless it is to be resumed
-        for left in [*folder.glob(".tmp-*"), *folder.glob("checkpoints/.tmp-*")]:
-            left.unlink()  # a killed run was writing this file
+        _remove_half_written(folder)
     if resume and (folder / "config.yaml").exists():
         _require_same(load_config(folder / "config.yaml"), config)
         if (folder / "data.json").exists():  # the last of the files below
@@ -84,6 +83,13 @@ def open_run(config: Config, *, resume: bool, force: bool) -> RunData:
         write_json(folder / "sidecars.json", data[0].sidecars)
     write_json(folder / "data.json", data[0].hashes)
     return data[0]
+
+
+def _remove_half_written(folder: Path) -> None:
+    """What a killed run was writing. A folder is of an export, which clears up itself and may be under way."""
+    for left in [*folder.glob(".tmp-*"), *folder.glob("checkpoints/.tmp-*")]:
+        if left.is_file():
+            left.unlink()
 
 
 def _require_possible(folder: Path) -> None:
@@ -129,6 +135,8 @@ def _new_data(config: Config) -> tuple[RunData, Split]:
         )
     dataset, split = split_dataset(dataset, options, seed=config.seed, loads=audit.loads)
     train, validation = _cases(dataset, split.train), _cases(dataset, split.validation)
+    sides = f"{len(train)} cases to train on, {len(validation)} to validate on"
+    CONSOLE.print(f"dataset {dataset.root}: {sides}", markup=False, soft_wrap=True)
     sidecars = read_sidecars(dataset.root, [*train, *validation]) if dataset.layout == "bids" else {}
     # The plan looks at the training side only: validation cases stand for scans that nobody has seen yet.
     seen = Dataset(dataset.root, train, dataset.channel_names, dataset.label_values)

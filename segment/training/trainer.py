@@ -269,7 +269,8 @@ def _print_table(config: Config, loop: Loop, summary: dict[str, Any]) -> None:
     ran = f"{progress.step} steps{early} in {loop.seconds() / 60:.1f} min, training loss {in_words(progress.loss)}"
     console.print(f"{config.run_dir}: {ran}", markup=False, soft_wrap=True)
     table = Table()
-    table.add_column("validation, best model" + " with flips" * config.inference.flips)
+    flips = " with flips" * config.inference.flips
+    table.add_column(f"validation, best model{flips}, threshold {config.inference.threshold:g}")
     table.add_column(f"step {progress.best_step}", justify="right")
     rows = {
         "lesion F1": "lesion_f1",

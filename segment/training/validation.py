@@ -22,7 +22,7 @@ from segment.evaluation.summary import summarise
 from segment.evaluation.tables import write_report
 from segment.files import atomic_path
 from segment.inference.model_file import compile_forward, window_batch
-from segment.inference.operating_point import PointSearch
+from segment.inference.operating_point import PointSearch, least_volume
 from segment.inference.slabs import predict_volume
 from segment.inference.tiles import Forward, to_mask
 from segment.training.selection import BudgetSearch
@@ -56,7 +56,7 @@ def predict_case(
         probabilities,
         plan,
         threshold=options.threshold,
-        min_lesion_mm3=options.min_lesion_mm3,
+        min_lesion_mm3=least_volume(config),
         voxel_mm3=case.placement.grid.voxel_mm3,
     )
     return mask, probabilities
@@ -185,7 +185,6 @@ def write_validation(
         mask, _ = read_mask(masks / f"{case_id}.nii.gz")
         return None if scan.label is None else CasePictures(scan.image[..., 0], scan.label, mask, scan.grid)
 
-    options = config.inference
     return write_report(
         results,
         folder / "report",
@@ -193,5 +192,5 @@ def write_validation(
         seed=config.seed,
         inputs=inputs,
         scans=pictures,
-        operating_point={"threshold": options.threshold, "min_lesion_mm3": options.min_lesion_mm3},
+        operating_point={"threshold": config.inference.threshold, "min_lesion_mm3": least_volume(config)},
     )

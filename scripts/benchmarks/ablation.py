@@ -10,8 +10,9 @@ network can be trusted with patients of another lesion load.
 is predicted with flips, which would cost a part of the minutes that a training has; what they are worth is
 found out afterwards with the networks of the recipe.
 
-Every finished run is kept in results.json, so a benchmark that was stopped goes on when the same command is given.
-Nothing else should run beside it. With `--jobs` several trainings run at a time, each on its share of the cores.
+Every finished run is kept in results.json, so a benchmark that was stopped goes on when the same command is given; what
+needs a network is left out for runs whose folders are not there. Nothing else should run beside it. With `--jobs`
+several trainings run at a time, each on its share of the cores.
 """
 
 from __future__ import annotations
@@ -157,8 +158,8 @@ class Ablation:
         """Counts false positives of every network with the large lesions of its half painted over, and without."""
         cases = {case.case_id: case for case in self._data.cases}
         for name, run in self.results["runs"].items():
-            if run["variant"] != FLIPPED and "load" not in run:
-                trained = Run(run["variant"], run["case"], run["seed"])
+            trained = Run(run["variant"], run["case"], run["seed"])
+            if run["variant"] != FLIPPED and "load" not in run and self._folder(trained).is_dir():
                 run["load"] = count_load(self._folder(trained), cases[trained.case], trained.half)
                 print(f"{name}, painted over", flush=True)
                 self._save()
@@ -168,7 +169,7 @@ class Ablation:
         for seed in self._options.seeds:
             for case in self._data.cases:
                 run, plain = Run(FLIPPED, case.case_id, seed), Run(RECIPE, case.case_id, seed)
-                if run.name not in self.results["runs"]:
+                if run.name not in self.results["runs"] and self._folder(plain).is_dir():
                     counts = count_half(self._folder(plain), replace(case, half=run.half), flips=True)
                     steps = self.results["runs"][plain.name]["steps"]
                     self._keep(run, {"steps": steps} | counts)

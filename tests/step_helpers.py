@@ -12,6 +12,7 @@ from segment.config import LossScaleConfig, OptimizerConfig
 from segment.config_loss import LossConfig
 from segment.losses import build_hybrid
 from segment.training.addons import AddonsOptimizer, SwaModel, make_any_optimizer
+from segment.training.distribution import compile_repeatably
 from segment.training.ema import WeightAverage
 from segment.training.precision import LossScale
 from segment.training.step import TrainStep, weights_of
@@ -45,7 +46,8 @@ def make_step(
     accumulate_steps: int = 1,
     ema_decay: float = 0.0,
 ) -> TrainStep:
-    """A step on the model, with its hybrid loss as `.hybrid`."""
+    """A step on the model, with its hybrid loss as `.hybrid`; compiled as in a training, for two may be compared."""
+    compile_repeatably()
     with strategy.scope():
         trained = model()
         average: WeightAverage | SwaModel | None = None

@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 
 from benchmarks.options import add_filters, benchmark_parser
-from benchmarks.peers import run_peer
+from benchmarks.peers import as_precise, run_peer
 from benchmarks.timing import machine, median, table
 from segment.errors import InputError
 from segment.files import read_json, write_json
@@ -79,8 +79,8 @@ def one_window(options: argparse.Namespace, window: int) -> dict[str, Any]:
             if name == "ours":
                 runs[name].append(run_own(*common))
             else:
-                as_precise = ["--float32"] if runs["ours"][0]["precision"] == "float32" else []
-                runs[name].append(run_peer("peer_infer.py", *common, *own, *as_precise))
+                precise = as_precise(runs["ours"][0]["precision"])
+                runs[name].append(run_peer("peer_infer.py", *common, *own, *precise))
     result = {name: _figures(found) for name, found in runs.items()}
     starts = [len(axis_starts(size, window, options.overlap)) for size in options.shape]
     gflop = runs["ours"][0]["gflop_per_window"] * int(np.prod(starts))
@@ -155,7 +155,7 @@ def large_scan(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rows = [["ours", case["peak_memory_mib"] / MIB_PER_GIB, seconds]]
     if not options.no_peers:
         cpu = resolve_precision("auto", compute_capabilities=[], cpu_flags=read_cpu_flags())
-        peer = ["--tool", "monai", "--batch", "1", "--scan", str(scan), *["--float32"][: cpu == "float32"]]
+        peer = ["--tool", "monai", "--batch", "1", "--scan", str(scan), *as_precise(cpu)]
         found = run_peer("peer_infer.py", *common, *peer)
         rows.append(["MONAI", found["peak_mib"] / MIB_PER_GIB, found["seconds"][0]])
     print(f"\n{'x'.join(map(str, LARGE))} int16 .nii.gz, one channel, to a written mask\n")

@@ -41,6 +41,11 @@ def peer_python() -> Path:
     return python
 
 
+def as_precise(precision: str) -> list[str]:
+    """What makes a peer, which computes in bf16 else, compute in float32 where ours does."""
+    return ["--float32"] if precision == "float32" else []
+
+
 def run_peer(script: str, *arguments: str) -> Any:
     """Runs `benchmarks/SCRIPT` with the peers' Python and returns the JSON that it prints as its last line.
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from benchmarks.cube_plan import cube_plan
 from benchmarks.options import add_filters, benchmark_parser
-from benchmarks.peers import run_peer
+from benchmarks.peers import as_precise, run_peer
 from benchmarks.timing import machine, matmul_flops_per_second, median, seconds_of, table
 from segment.config import Config
 from segment.files import write_json
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         taken["step"] += seconds_of(step, repeats=options.repeats)
         taken["forward"] += seconds_of(forward, repeats=options.repeats)
         if not options.no_peer:
-            peer = run_peer("peer_step.py", *_peer_arguments(options), *_as_precise(precision))
+            peer = run_peer("peer_step.py", *_peer_arguments(options), *as_precise(precision))
             taken["peer step"] += peer["step"]
             taken["peer forward"] += peer["forward"]
             versions = f"TensorFlow {tf.__version__}, {peer['versions']}"
@@ -72,10 +72,6 @@ def main(arguments: Sequence[str]) -> int:
     if options.output is not None:
         write_json(options.output, result)
     return 0
-
-
-def _as_precise(precision: str) -> list[str]:
-    return ["--float32"] if precision == "float32" else []
 
 
 def ours(options: argparse.Namespace, precision: str) -> tuple[Callable[..., Any], Callable[[], Any], float]:

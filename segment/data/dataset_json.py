@@ -79,10 +79,7 @@ def read_dataset_table(path: Path, *, msd: bool = False) -> DatasetTable:
 def _msd_table(values: dict[str, Any], path: Path) -> DatasetTable:
     labels = values.get("labels")
     if isinstance(labels, dict) and labels and all(str(key).isdecimal() for key in labels):
-        names = list(labels.values())
-        if len(set(map(str, names))) < len(names):
-            raise InputError(f"{path}: labels: expected names that differ, found {', '.join(map(str, names))}")
-        labels = {str(name): int(value) for value, name in labels.items()}
+        labels = values_by_name(labels, path)
     training = values.get("training")
     if not isinstance(training, list) or not training:
         raise InputError(f'{path}: training: expected a list of {{"image": ..., "label": ...}}, found {training!r:.80}')
@@ -106,6 +103,14 @@ def _msd_table(values: dict[str, Any], path: Path) -> DatasetTable:
         tuple(pairs),
         tuple(images),
     )
+
+
+def values_by_name(labels: dict[str, Any], path: Path) -> dict[str, int]:
+    """MSD's names by value, turned round. Raises InputError where two values have one name."""
+    names = [str(name) for name in labels.values()]
+    if len(set(names)) < len(names):
+        raise InputError(f"{path}: labels: expected names that differ, found {', '.join(names)}")
+    return {name: int(value) for value, name in zip(labels, names, strict=True)}
 
 
 def _channel_names(values: object, table: Path, key: str) -> tuple[str, ...]:

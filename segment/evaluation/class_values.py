@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from segment.data.dataset_json import values_by_name
 from segment.errors import InputError
 from segment.files import read_json
 
@@ -63,9 +64,7 @@ def find_class_values(folders: Sequence[Path]) -> tuple[dict[str, tuple[int, ...
                 f"{path}: expected labels by name, for example {{'background': 0, 'lesion': 1}}; pass --classes"
             )
         if labels and all(str(key).isdecimal() and isinstance(name, str) for key, name in labels.items()):
-            if len(set(labels.values())) < len(labels):
-                raise InputError(f"{path}: labels: expected names that differ, found {', '.join(labels.values())}")
-            labels = {name: int(value) for value, name in labels.items()}
+            labels = values_by_name(labels, path)
         classes = {str(name): _values(entry, name, path) for name, entry in labels.items() if name != "ignore"}
         return _by_value({name: values for name, values in classes.items() if values != (0,)}), path
     return None
